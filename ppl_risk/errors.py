@@ -1,0 +1,23 @@
+"""Errors a user can cause. Each message says what is wrong, where, and what to do; the command line prints it alone."""
+
+from __future__ import annotations
+
+
+class RiskError(ValueError):
+    """A mistake in the problem or the call, that the caller can mend."""
+
+
+class PreflightError(RiskError):
+    """A problem on which any number would be wrong (NaN weights, a detector that is not one number per row, ...)."""
+
+
+class NoTransportError(RiskError):
+    """An input law for which no map from independent standard normals is known."""
+
+
+class UnknownNameError(RiskError):
+    """A model, recipe, site or option that does not exist."""
+
+
+class UntrustedFileError(RiskError):
+    """A file that would have to execute code in order to be read."""

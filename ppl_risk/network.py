@@ -1,0 +1,68 @@
+"""Cutting a network at named modules: read or replace what they return, without rewriting the network.
+
+Names are dotted module names, as in `named_modules()`; modules of a detector are prefixed `detector.`. A module that
+is called twice in one pass has a second site `name#2`. Tuples are handled as in transformers: the first entry counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from ppl_risk.errors import UnknownNameError
+
+AFFINE = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
+#: What a visitor does with an output: it receives the site's name and value and returns the value to go on with.
+Visitor = Callable[[str, Tensor], Tensor]
+
+
+def named_modules(network: object, detector: object | None) -> dict[str, nn.Module]:
+    """Every module of network and detector by the name that sites use."""
+    found: dict[str, nn.Module] = {}
+    for prefix, part in (("", network), ("detector", detector)):
+        if isinstance(part, nn.Module):
+            for name, module in part.named_modules():
+                full = ".".join(filter(None, (prefix, name))) or "network"
+                found.setdefault(full, module)
+    return found
+
+
+def layers_to_cut(modules: Mapping[str, nn.Module], layers: list[str] | None) -> dict[str, nn.Module]:
+    """The modules at which activations become sites: `layers`, or by default every affine module.
+
+    Raises:
+        UnknownNameError: a name in `layers` is no module; the message lists those that are.
+    """
+    if layers is None:
+        return {name: module for name, module in modules.items() if isinstance(module, AFFINE)}
+    missing = [name for name in layers if name not in modules]
+    if missing:
+        raise UnknownNameError(
+            f"layers names {missing}, which the network does not have. Its modules: {', '.join(modules) or 'none'}."
+        )
+    return {name: modules[name] for name in layers}
+
+
+@contextmanager
+def visiting(modules: Mapping[str, nn.Module], visit: Visitor) -> Iterator[None]:
+    """While the block runs, every output of the named modules goes through `visit`."""
+    calls: dict[str, int] = {}
+
+    def hook_for(name: str) -> Callable[..., object]:
+        def hook(_module: nn.Module, _args: object, output: object) -> object:
+            calls[name] = calls.get(name, 0) + 1
+            site = name if calls[name] == 1 else f"{name}#{calls[name]}"
+            if isinstance(output, tuple):
+                return (visit(site, output[0]), *output[1:])
+            return visit(site, output)  # pyright: ignore[reportArgumentType]
+
+        return hook
+
+    handles = [module.register_forward_hook(hook_for(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

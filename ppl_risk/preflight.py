@@ -1,0 +1,309 @@
+"""Preflight: the mistakes that torch lets through in silence, each of which gives a number that looks fine.
+
+NaN weights give P = 0, train mode gives a random answer, a detector that returns one number for the batch gives one
+answer for all rows. Every finding says what, where, and what to do. The rows spent here are not booked on estimates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ppl_risk.errors import PreflightError
+from ppl_risk.problem import RiskProblem
+from ppl_risk.randomness import seeded
+
+TOLERANCE = 1e-4  # relative to the spread of the margins; batched and single products differ in the last bits
+_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+_MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One check: `level` is "ok", "note" (worth knowing) or "error" (any number would be wrong)."""
+
+    check: str
+    level: str
+    message: str
+
+
+@dataclass(frozen=True, repr=False)
+class Preflight:
+    """What `check` found; printing it lists every check."""
+
+    problem: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """No error was found."""
+        return all(f.level != "error" for f in self.findings)
+
+    def __repr__(self) -> str:
+        """One line a check."""
+        mark = {"ok": "ok   ", "note": "note ", "error": "ERROR"}
+        return "\n".join(
+            [f"preflight of {self.problem}"] + [f"  {mark[f.level]} {f.check:<14} {f.message}" for f in self.findings]
+        )
+
+
+def check(problem: RiskProblem, *, draws: int = 2000, seed: int = 0) -> Preflight:
+    """Try a problem before spending on it: devices, mode, finite weights, shapes, determinism, reachability.
+
+    Args:
+        problem: the problem. draws: pilot draws of the reachability check. seed: reproduces them.
+
+    Example:
+        >>> law = torch.distributions.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> check(RiskProblem(lambda x: x.sum(-1) - 1.0, law)).ok
+        True
+    """
+    return Preflight(problem.name, tuple(_examine(problem, seed, draws)))
+
+
+def require_sound(problem: RiskProblem) -> None:
+    """What every estimator does first.
+
+    Raises:
+        PreflightError: a check failed, with the text of the first failure.
+    """
+    for finding in _examine(problem, 0, 0):
+        if finding.level == "error":
+            raise PreflightError(f"[{problem.name}: {finding.check}] {finding.message}")
+
+
+def _examine(problem: RiskProblem, seed: int, draws: int) -> list[Finding]:
+    """Run the checks in order; the later ones need what the earlier ones establish."""
+    findings: list[Finding] = []
+    meters, problem._meters = problem._meters, []
+    try:
+        with torch.no_grad():
+            for name, test in _CHECKS:
+                with seeded(seed, _seeding_device(problem)):
+                    found = test(problem)
+                level, message = found if isinstance(found, tuple) else ("ok", found)
+                findings.append(Finding(name, level, message))
+                if level == "error":
+                    return findings
+            if draws:
+                with seeded(seed, problem.device):
+                    findings.append(_reachable(problem, draws))
+    finally:
+        problem._meters = meters
+    return findings
+
+
+def _seeding_device(problem: RiskProblem) -> torch.device:
+    first = next(problem.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+Result = str | tuple[str, str]
+
+
+def _placement(problem: RiskProblem) -> Result:
+    tensors = {
+        name: t
+        for part in (problem.network, problem.detector)
+        if isinstance(part, nn.Module)
+        for name, t in [*part.named_parameters(), *part.named_buffers()]
+    }
+    devices = {str(t.device) for t in tensors.values()}
+    if len(devices) > 1:
+        odd = [n for n, t in tensors.items() if t.device != problem.device][:3]
+        return "error", (
+            f"Weights and buffers lie on several devices ({', '.join(sorted(devices))}); for example {odd} not on "
+            f"{problem.device}. Move everything to one: network.to('{problem.device}')."
+        )
+    types = {t.dtype for t in tensors.values() if t.is_floating_point()}
+    if len(types) > 1:
+        return "error", (
+            f"Weights have several floating types ({', '.join(sorted(map(str, types)))}). Use one: network.to({problem.dtype})."
+        )
+    return f"{problem.device}, {problem.dtype}; inputs follow"
+
+
+def _mode(problem: RiskProblem) -> Result:
+    live = {name: m for name, m in problem.modules.items() if m.training}
+    random = [f'{type(m).__name__} at "{n}"' for n, m in live.items() if isinstance(m, _RANDOM)]
+    mixing = [f'{type(m).__name__} at "{n}"' for n, m in live.items() if isinstance(m, _MIXING)]
+    if random or mixing:
+        what = [f"{random[0]} makes it random"] if random else []
+        what += [f"{mixing[0]} mixes the rows of a batch"] if mixing else []
+        return "error", f"The network is in train mode: {', '.join(what)}. Call network.eval()."
+    if live:
+        return "note", "train mode, but no module behaves differently in it"
+    return "eval mode" if problem.modules else "plain callable"
+
+
+def _weights(problem: RiskProblem) -> Result:
+    bad, total, first = 0, 0, ""
+    for part in (problem.network, problem.detector):
+        if isinstance(part, nn.Module):
+            for name, p in [*part.named_parameters(), *part.named_buffers()]:
+                total += p.numel()
+                wrong = int((~torch.isfinite(p)).sum()) if p.is_floating_point() else 0
+                bad, first = bad + wrong, first or (name if wrong else "")
+    if bad:
+        return "error", (
+            f'{bad:,} of {total:,} weights are NaN or infinite (first: "{first}"). A NaN margin counts as no '
+            "catastrophe, so any probability would be wrong. Load or train the weights again."
+        )
+    return f"{total:,} weights, all finite"
+
+
+def _first_layer_width(problem: RiskProblem) -> str:
+    for name, module in problem.modules.items():
+        for attribute in ("in_features", "in_channels"):
+            if hasattr(module, attribute):
+                return f' The first layer "{name}" expects {getattr(module, attribute)} {attribute[3:]}.'
+    return ""
+
+
+def _shapes(problem: RiskProblem) -> Result:
+    x = problem.sample(3)
+    try:
+        output = problem.network(x)
+    except Exception as error:
+        return "error", (
+            f'The network rejects inputs of shape {tuple(x.shape)} and type {x.dtype}: "{_first_line(error)}". The input '
+            f"law gives event shape {tuple(x.shape[1:])}.{_first_layer_width(problem)} Give the law the shape of one input."
+        )
+    name = "Network" if problem.detector is None else "Detector"
+    try:
+        margin = output if problem.detector is None else problem.detector(output)
+    except Exception as error:
+        shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        return "error", f'The detector rejects the network\'s output of shape {shape}: "{_first_line(error)}".'
+    if not isinstance(margin, Tensor):
+        return "error", f"{name} returned {type(margin).__name__}; it must return a tensor of shape (3,) for 3 inputs."
+    if margin.shape != (3,):
+        hint = "Did you forget to choose an output, e.g. y[:, 3]?" if margin.dim() > 1 else "Did a reduction lose dim=-1?"
+        return "error", (
+            f"{name} returned shape {tuple(margin.shape)} for 3 inputs; it must return one margin per row, shape (3,). {hint}"
+        )
+    if margin.dtype is torch.bool:
+        return "error", (
+            f"{name} returned booleans. A margin is wanted, real-valued and >= 0 where the catastrophe happens: levels and "
+            "gradients have nothing to climb on otherwise. Return e.g. score - threshold, or .float() - 0.5 for "
+            "plain Monte Carlo."
+        )
+    if not margin.is_floating_point():
+        return "error", f"{name} returned {margin.dtype}; return a floating margin, e.g. margin.float()."
+    return f"input {tuple(x.shape[1:])} -> one margin per row"
+
+
+def _outputs(problem: RiskProblem) -> Result:
+    x = problem.sample(64)
+    culprit: list[str] = []
+
+    def watch(name: str) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: object, output: object) -> None:
+            if not culprit and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
+                culprit.append(name)
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(n)) for n, m in problem.modules.items() if not list(m.children())]
+    try:
+        margin = problem.run(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    wrong = int((~torch.isfinite(margin)).sum())
+    if wrong:
+        where = f' The first module to return one is "{culprit[0]}".' if culprit else ""
+        return "error", (
+            f"{wrong} of 64 margins are NaN or infinite.{where} A NaN margin counts as no catastrophe, so any probability "
+            "would be wrong. Look for log(0), division by zero or overflow there."
+        )
+    return "64 margins, all finite"
+
+
+def _deterministic(problem: RiskProblem) -> Result:
+    x = problem.sample(8)
+    once, twice = problem.run(x), problem.run(x)
+    scale = max(float(once.std()), float(once.abs().max()) * 1e-2, 1e-12)
+    if (gap := float((once - twice).abs().max())) > TOLERANCE * scale:
+        return "error", (
+            f"Same inputs, two answers (largest difference {gap:.1e}). If the noise is intended, make it part of the input "
+            "law; otherwise fix the seed inside forward."
+        )
+    alone = torch.cat([problem.run(row[None]) for row in x])
+    if (gap := float((once - alone).abs().max())) > TOLERANCE * scale:
+        return "error", (
+            f"A row alone and the same row in a batch differ by {gap:.1e}: rows influence each other (batch "
+            "statistics, or a reduction without dim=-1). Every row must stand for itself."
+        )
+    return "same rows twice, alone and in a batch agree"
+
+
+def _input_law(problem: RiskProblem) -> Result:
+    x = problem.sample(2)
+    if not x.is_floating_point():
+        return "note", (
+            f"Inputs are integers ({x.dtype}): plain Monte Carlo works; guides and SMC need real inputs. Work on "
+            "embeddings, or on noise that a network turns into tokens."
+        )
+    try:
+        transport = problem.transport
+    except ValueError as error:
+        return "note", str(error)
+    return f"{type(problem.inputs).__name__}, {transport.dimension} standard normals"
+
+
+def _reachable(problem: RiskProblem, draws: int) -> Finding:
+    margin = problem.margin(problem.sample(draws))
+    hits, best = int((margin >= 0).sum()), float(margin.max())
+    if hits > draws // 10:
+        return Finding("reachable", "note", (
+            f"{hits} of {draws} pilot draws are catastrophes (P about {hits / draws:.2f}): not rare, plain Monte Carlo will "
+            "do. Is the sign of the margin right? Catastrophe is margin >= 0."
+        ))  # fmt: skip
+    if hits:
+        return Finding("reachable", "ok", f"{hits} of {draws} pilot draws are catastrophes")
+    if float(margin.std()) == 0.0:
+        return Finding("reachable", "note", (
+            f"All {draws} pilot draws have the margin {best:.3g}: there is nothing to climb on. Return a margin that grows "
+            "towards the catastrophe."
+        ))  # fmt: skip
+    with torch.enable_grad():
+        best = max(best, _climb(problem))
+    if best >= 0:
+        return Finding("reachable", "ok", f"no catastrophe in {draws} pilot draws, but gradient ascent finds one")
+    return Finding("reachable", "note", (
+        f"The highest margin found by {draws} draws and gradient ascent is {best:.3g}; catastrophe is >= 0. Either it "
+        f"cannot be reached under this input law or the search is stuck. All that is known is P < {3 / draws:.1e}."
+    ))  # fmt: skip
+
+
+def _climb(problem: RiskProblem, starts: int = 16, steps: int = 40) -> float:
+    """Highest margin on normalised gradient ascent in the normal space, from several starts."""
+    try:
+        u = torch.randn(starts, problem.transport.dimension, device=problem.device)
+    except ValueError:
+        return -torch.inf
+    best = -torch.inf
+    for _ in range(steps):
+        margin, gradient = problem.margin_and_gradient(u)
+        best = max(best, float(margin.max()))
+        u = u + 0.25 * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    return best
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+_CHECKS: tuple[tuple[str, Callable[[RiskProblem], Result]], ...] = (
+    ("placement", _placement),
+    ("mode", _mode),
+    ("weights", _weights),
+    ("shapes", _shapes),
+    ("outputs", _outputs),
+    ("deterministic", _deterministic),
+    ("input law", _input_law),
+)
