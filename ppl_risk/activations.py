@@ -141,11 +141,16 @@ class ActivationModel:
 
         return visit
 
+    def draws_given(self, u: Float[Tensor, "draws d"]) -> dict[str, Float[Tensor, "draws ..."]]:
+        """Every site drawn from its law given the input rows u."""
+        with torch.no_grad(), pyro.plate("draws", len(u)):
+            conditioned = poutine.condition(self, data={INPUT: u})
+            trace = poutine.trace(poutine.block(conditioned, expose=list(self.sites))).get_trace()
+        return {name: trace.nodes[name]["value"] for name in self.sites}
+
     def prior_draws(self, draws: int) -> dict[str, Float[Tensor, "draws ..."]]:
         """Independent draws of every site from the unconditioned law, (draws, *shape)."""
-        with torch.no_grad(), pyro.plate("draws", draws):
-            trace = poutine.trace(poutine.block(self, expose=list(self.sites))).get_trace()
-        return {name: trace.nodes[name]["value"] for name in self.sites}
+        return self.draws_given(torch.randn(draws, self.problem.transport.dimension, device=self.problem.device))
 
     def log_joint(
         self, values: Mapping[str, Float[Tensor, "batch ..."]], temperature: float = 0.0

@@ -74,7 +74,7 @@ class Guide(PyroModule):
         """Sample every site."""
         values: dict[str, Tensor] = {}
         for index, group in enumerate(self.groups):
-            z = pyro.sample(f"_group_{index}", group.law.distribution(), infer={"is_auxiliary": True})
+            z = pyro.sample(f"_group_{index}", group.law.pathwise(), infer={"is_auxiliary": True})
             # The change of variables belongs to the density of the sites; it is booked on the first.
             density = -group.spread.log().sum()
             for name, value in group.unflatten(z).items():

@@ -9,6 +9,7 @@ learning rate serves both (as in Pyro's AutoLowRankMultivariateNormal).
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import pyro.distributions as dist
@@ -17,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_risk.guides.pathwise import PathGradient
+
 FLOOR = 1e-4
 
 
@@ -24,7 +27,7 @@ def _inverse_softplus(value: Tensor) -> Tensor:
     return value + torch.log(-torch.expm1(-value))
 
 
-class Law(nn.Module):
+class Law(nn.Module, ABC):
     """A trainable law over R^n."""
 
     dimension: int
@@ -46,23 +49,25 @@ class Law(nn.Module):
 
     def distribution(self) -> Distribution:
         """The law, event shape (n,), differentiable in the parameters."""
-        raise NotImplementedError  # pragma: no cover - every law below has its own
+        return self.marginal(slice(0, self.dimension))
 
+    def pathwise(self) -> Distribution:
+        """The law for the ELBO: sampled with gradients, scored without (see `PathGradient`)."""
+        with torch.no_grad():
+            frozen = self.distribution()
+        return PathGradient(self.distribution(), frozen)
+
+    @abstractmethod
     def marginal(self, part: slice) -> Distribution:
         """The law of the coordinates `part`."""
-        raise NotImplementedError  # pragma: no cover
 
+    @abstractmethod
     def fit(self, draws: Float[Tensor, "draws n"]) -> None:
         """Set the parameters to the maximum-likelihood fit of the draws (forward KL)."""
-        raise NotImplementedError  # pragma: no cover
 
 
 class NormalLaw(Law):
     """Normal(loc, diag(scale^2)): no correlation."""
-
-    def distribution(self) -> Distribution:
-        """The law, event shape (n,)."""
-        return self.marginal(slice(None))
 
     def marginal(self, part: slice) -> Distribution:
         """The law of the coordinates `part`."""
@@ -84,10 +89,6 @@ class LowRankLaw(Law):
         # Not zero: there the gradient with respect to the factor vanishes.
         start = torch.linspace(-1, 1, dimension * self.rank, device=device).reshape(dimension, self.rank)
         self.factor = nn.Parameter(0.01 * torch.cos(7.0 * start))
-
-    def distribution(self) -> Distribution:
-        """The law, event shape (n,)."""
-        return self.marginal(slice(None))
 
     def marginal(self, part: slice) -> Distribution:
         """The law of the coordinates `part`."""
@@ -130,14 +131,10 @@ class FullLaw(Law):
         unit = self.lower.tril(-1) + torch.eye(self.dimension, device=self.lower.device, dtype=self.lower.dtype)
         return self.scale[:, None] * unit
 
-    def distribution(self) -> Distribution:
-        """The law, event shape (n,)."""
-        return dist.MultivariateNormal(self.loc, scale_tril=self.scale_tril())
-
     def marginal(self, part: slice) -> Distribution:
         """The law of the coordinates `part`."""
         tril = self.scale_tril()[part]
-        if (part.start or 0) == 0 and part.stop is not None:
+        if part.start == 0:
             return dist.MultivariateNormal(self.loc[part], scale_tril=tril[:, : part.stop])
         return dist.MultivariateNormal(self.loc[part], covariance_matrix=tril @ tril.mT)
 
@@ -166,10 +163,6 @@ class MixtureLaw(Law):
         self.loc.data = self.loc.data.reshape(components, dimension)
         self.free_scale = nn.Parameter(_inverse_softplus(torch.ones(components, dimension, device=device)))
         self.logits = nn.Parameter(torch.zeros(components, device=device))
-
-    def distribution(self) -> Distribution:
-        """The law, event shape (n,)."""
-        return self.marginal(slice(None))
 
     def marginal(self, part: slice) -> Distribution:
         """The law of the coordinates `part`."""

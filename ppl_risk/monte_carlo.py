@@ -1,0 +1,82 @@
+"""Plain Monte Carlo: hits over draws, with the exact binomial interval. Right always, useful where p is not small."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ppl_risk.estimate import RiskEstimate, Status, clopper_pearson, decades
+from ppl_risk.posterior import posterior_of
+from ppl_risk.preflight import require_sound
+from ppl_risk.problem import RiskProblem
+from ppl_risk.randomness import seeded
+
+#: Margins kept for the survival curve.
+KEPT = 200_000
+
+
+@torch.no_grad()
+def monte_carlo(
+    problem: RiskProblem, *, calls: int = 100_000, posterior_draws: int = 1000, seed: int = 0, progress: bool = True
+) -> RiskEstimate:
+    """Count catastrophes among `calls` independent inputs.
+
+    p = hits / calls; interval by Clopper and Pearson; std_error of log p is sqrt((1 - p) / hits), nats.
+
+    Args:
+        problem: the problem. calls: draws. posterior_draws: catastrophic inputs kept at most (they pass once more through
+            the network for their activations). seed: reproduces the run. progress: show a bar.
+
+    Raises:
+        PreflightError: the problem is not sound.
+
+    Example:
+        >>> law = torch.distributions.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> monte_carlo(RiskProblem(lambda x: x[:, 0], law), calls=1000, progress=False).hits[1]
+        1000
+    """
+    started = time.perf_counter()
+    require_sound(problem)
+    hits, margins, caught, caught_count = 0, [], [], 0
+    batches = [problem.batch_size] * (calls // problem.batch_size)
+    batches += [rest] if (rest := calls % problem.batch_size) else []
+    with problem.metered() as meter, seeded(seed, problem.device), tqdm(
+        total=calls, disable=not progress, desc="Monte Carlo", unit="call", unit_scale=True
+    ) as bar:  # fmt: skip
+        for rows in batches:
+            x = problem.sample(rows)
+            margin = problem.run(x)
+            hit = margin >= 0
+            hits += int(hit.sum())
+            if caught_count < posterior_draws:
+                caught.append(x[hit][: posterior_draws - caught_count])
+                caught_count += len(caught[-1])
+            if sum(map(len, margins)) < KEPT:
+                margins.append(margin.cpu().numpy())
+            bar.update(rows)
+        posterior = posterior_of(problem, torch.cat(caught)) if caught else {}
+    log_prob = math.log(hits / calls) if hits else math.nan
+    low_high = clopper_pearson(hits, calls, 0.9)
+    remedy = "" if hits else (
+        f"No catastrophe in {calls:,} draws. This is not P = 0: P < {decades(low_high[1] / math.log(10))} with 95 % "
+        "confidence. Use ppl_risk.run_smc or ppl_risk.fit_svi, or raise calls."
+    )  # fmt: skip
+    return RiskEstimate(
+        method="Monte Carlo", log_prob=log_prob, std_error=math.sqrt((1 - hits / calls) / hits) if hits else math.nan,
+        status=Status.OK if hits else Status.NO_HITS, remedy=remedy,
+        forward_calls=meter.forward_calls, flops=problem.flops(meter), seconds=time.perf_counter() - started, seed=seed,
+        problem=problem.name, hits=(hits, calls), evidence={"hits": float(hits), "draws": float(calls)},
+        posterior=posterior, survival=survival_of(np.concatenate(margins)), settings={"calls": calls},
+    )  # fmt: skip
+
+
+def survival_of(margins: np.ndarray, points: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """(thresholds, log Pr[margin > threshold]) of equally weighted margins, at ranks spaced evenly in log p."""
+    ordered = np.sort(margins)[::-1]
+    ranks = np.unique(np.geomspace(1, len(ordered), points).astype(int))
+    return ordered[ranks - 1].astype(float)[::-1].copy(), np.log(ranks / len(ordered))[::-1].copy()
+
