@@ -1,0 +1,136 @@
+r"""One run of adaptive multilevel SMC: log p = sum over levels of log(weighted share above the next level).
+
+Each level is the highest at which the effective number of particles stays at `keep` of them (for equal weights: a quantile;
+Au and Beck 2001, doi:10.1016/S0266-8920(01)00019-4; Cerou et al. 2012). The survivors are resampled to few ancestors, each
+of which runs a chain all of whose states are kept (waste-free SMC, Dau and Chopin 2022, arXiv 2011.02328), so a level of N
+particles costs N - N keep calls.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_risk.importance.pareto import effective_sample_size
+from ppl_risk.smc.moves import MOVES, State, cat, evaluate, take
+from ppl_risk.smc.resampling import systematic
+from ppl_risk.problem import RiskProblem
+
+TARGET_ACCEPTANCE = 0.4
+#: Levels in a row that gain less than this share of the margin's spread mean that the particles have stopped rising.
+SMALLEST_GAIN = 1e-4
+PATIENCE = 5
+
+
+class Level(NamedTuple):
+    """What happened at one level; the fields are those of the /smc_history group."""
+
+    threshold: float
+    log_ratio: float
+    ess: float
+    acceptance: float
+    step_size: float
+    n_unique: int
+
+
+class Run(NamedTuple):
+    """One run: log p (-inf where the event was not reached), its levels, posterior draws, and the survival curve."""
+
+    log_prob: float
+    levels: list[Level]
+    posterior: Tensor
+    survival: list[tuple[float, Tensor]]
+    best_margin: float
+
+
+def next_level(margin: Float[Tensor, " n"], log_weight: Float[Tensor, " n"], keep: float) -> float:
+    """The highest threshold <= 0 at which the effective number of the particles above is at least keep * n.
+
+    Ties are kept together; where that would stand still, the level goes past the tie.
+    """
+    ordered, index = margin.sort(descending=True)
+    w = (log_weight[index] - log_weight.max()).double().exp()
+    ess = w.cumsum(0).square() / w.square().cumsum(0).clamp(min=1e-300)
+    enough = torch.nonzero(ess >= keep * len(margin) - 1e-9)
+    return min(0.0, float(ordered[int(enough[0])] if len(enough) else ordered[-1]))
+
+
+def run_levels(
+    problem: RiskProblem,
+    start: State,
+    log_weight: Float[Tensor, " particles"],
+    *,
+    keep: float,
+    move: str,
+    max_levels: int,
+    posterior_draws: int,
+    fixed_levels: list[float] | None = None,
+) -> Run:
+    """Climb from weighted particles of the unconditioned law to the event.
+
+    Args:
+        problem: the problem. start, log_weight: particles and their log weights, whose mean weight estimates 1.
+        keep: share of the particles that survives a level. move: name of a move. max_levels: after which the run gives up.
+        posterior_draws: rows wanted given catastrophe. fixed_levels: thresholds to use instead of adaptive ones; then
+            exp(log_prob) is exactly unbiased.
+    """
+    state, count = start, len(start.margin)
+    ancestors = max(2, round(keep * count))
+    levels: list[Level] = []
+    survival: list[tuple[float, Tensor]] = []
+    log_prob, step, stalled, threshold = 0.0, 0.8, 0, -math.inf
+    spread = float(state.margin.std()) or 1.0
+    while len(levels) < max_levels:
+        previous = threshold
+        if fixed_levels is None:
+            threshold = next_level(state.margin, log_weight, keep)
+        else:
+            threshold = fixed_levels[len(levels)] if len(levels) < len(fixed_levels) else 0.0
+        survival.append((log_prob, state.margin))
+        if fixed_levels is None and threshold <= previous:
+            above = state.margin[state.margin > previous]
+            threshold = min(0.0, float(above.min())) if len(above) else previous
+        alive = torch.where(state.margin >= threshold, log_weight, -torch.inf)
+        log_ratio = float(alive.double().logsumexp(0)) - math.log(count)
+        log_prob += log_ratio
+        ess = effective_sample_size(alive)
+        if not math.isfinite(log_prob) or threshold >= 0:
+            levels.append(Level(threshold, log_ratio, ess, math.nan, step, 0))
+            break
+        state, step, acceptance, unique = refresh(problem, take(state, systematic(alive, ancestors)), threshold, step, count, move)
+        levels.append(Level(threshold, log_ratio, ess, acceptance, step, unique))
+        log_weight = torch.zeros_like(log_weight[:1]).expand(len(state.margin))
+        count = len(state.margin)
+        stalled = stalled + 1 if threshold - previous < SMALLEST_GAIN * spread else 0
+        if stalled >= PATIENCE:
+            break
+    reached = bool((state.margin >= 0).any()) and threshold >= 0
+    posterior = start.u[:0]
+    if reached and posterior_draws:
+        alive = torch.where(state.margin >= 0, log_weight, -torch.inf)
+        seeds = take(state, systematic(alive, max(2, round(keep * posterior_draws))))
+        posterior = refresh(problem, seeds, 0.0, step, posterior_draws, move)[0].u
+    return Run(log_prob if reached else -math.inf, levels, posterior, survival, float(state.margin.max()))
+
+
+def refresh(
+    problem: RiskProblem, seeds: State, level: float, step: float, count: int, move: str
+) -> tuple[State, float, float, int]:
+    """Chains from the seeds until there are about `count` states; returns them, the step size, acceptance, unique seeds."""
+    chain = max(1, math.ceil(count / len(seeds.margin)) - 1)
+    states, moved, rates = [seeds], torch.zeros_like(seeds.margin, dtype=torch.bool), []
+    current = seeds
+    for index in range(chain):
+        current, accept = MOVES[move](problem, current, level, step)
+        states.append(current)
+        moved |= accept
+        rates.append(float(accept.float().mean()))
+        # Robbins and Monro on the logit of the step, within (0, 1).
+        logit = math.log(step / (1 - step)) + 2.0 / (1 + index) ** 0.6 * (rates[-1] - TARGET_ACCEPTANCE)
+        step = min(0.99, max(0.01, 1 / (1 + math.exp(-logit))))
+    unique = len(torch.unique(seeds.u[:, 0]))
+    return cat(states), step, sum(rates) / len(rates), unique

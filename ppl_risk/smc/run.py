@@ -1,0 +1,171 @@
+"""Rare-event SMC: independent runs of adaptive levels, and an interval from their spread."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import scipy.special
+import torch
+from tqdm.auto import tqdm
+
+from ppl_risk.errors import RiskError
+from ppl_risk.estimate import LOG10, RiskEstimate, Status, decades
+from ppl_risk.guides import Guide
+from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
+from ppl_risk.posterior import posterior_of
+from ppl_risk.preflight import require_sound
+from ppl_risk.problem import RiskProblem
+from ppl_risk.randomness import child_seeds, seeded
+from ppl_risk.smc.levels import Level, Run, run_levels
+from ppl_risk.smc.moves import MOVES, evaluate
+
+#: Relative spread of the mean of the runs above which they are said to disagree.
+LARGEST_ERROR = 0.5
+SMALLEST_ACCEPTANCE = 0.02
+
+
+def run_smc(
+    problem: RiskProblem,
+    *,
+    guide: Guide | None = None,
+    particles: int = 1000,
+    runs: int = 4,
+    keep: float = 0.1,
+    moves: str = "pcn",
+    max_levels: int = 100,
+    levels: list[float] | None = None,
+    posterior_draws: int = 1000,
+    seed: int = 0,
+    progress: bool = True,
+) -> RiskEstimate:
+    """Estimate p by adaptive multilevel SMC in the normal space.
+
+    p is the mean over runs; std_error is the standard deviation of the runs over sqrt(runs) p; the interval is Student's on
+    runs - 1 degrees of freedom. A guide only changes where the particles start (weighted, with 10 % of the prior mixed in), so
+    a bad one costs time and not correctness.
+
+    Args:
+        problem: the problem. guide: a fitted guide to start from.
+        particles, runs: per run, and independent runs (at least 4 for an interval).
+        keep: share surviving a level. moves: "pcn" (one call a step) or "gradient" (two).
+        max_levels: levels after which a run gives up. levels: fixed thresholds instead of adaptive ones.
+        posterior_draws: rows given catastrophe over all runs. seed: reproduces. progress: show a bar.
+
+    Raises:
+        PreflightError: the problem is not sound. NoTransportError: no map from standard normals.
+        RiskError: unknown moves, fewer than 2 runs or 20 particles.
+
+    Example:
+        >>> from ppl_risk.zoo import load_model
+        >>> run_smc(load_model("linear_gaussian"), particles=100, progress=False).method
+        'SMC pcn'
+    """
+    if moves not in MOVES:
+        raise RiskError(f"moves must be one of {sorted(MOVES)}, got {moves!r}.")
+    if runs < 2 or particles < 20:
+        raise RiskError(f"At least 2 runs of 20 particles are needed for an interval, got runs={runs}, particles={particles}.")
+    started = time.perf_counter()
+    require_sound(problem)
+    with problem.metered() as meter:
+        proposal = _start(problem, guide)
+        results: list[Run] = []
+        bar = tqdm(child_seeds(seed, runs), disable=not progress, desc="SMC", unit="run")
+        for child in bar:
+            with seeded(child, problem.device), torch.no_grad():
+                u, log_q = proposal.sample(particles)
+                log_weight = standard_normal(u.shape[-1], u.device).log_prob(u) - log_q
+                state = evaluate(problem, u.to(problem.dtype), moves)
+                results.append(
+                    run_levels(
+                        problem, state, log_weight, keep=keep, move=moves, max_levels=max_levels,
+                        posterior_draws=posterior_draws // runs, fixed_levels=levels,
+                    )  # fmt: skip
+                )
+            bar.set_postfix_str(f"log10 p {results[-1].log_prob / LOG10:.2f}")
+        rows = [r.posterior for r in results if len(r.posterior)]
+        posterior = {}
+        if len(rows) == runs:
+            shortest = min(map(len, rows))
+            together = torch.cat([r[torch.randperm(len(r))[:shortest]] for r in rows])
+            posterior = posterior_of(problem, problem.from_normal(together), chains=runs)
+    log_prob, std_error = combine(np.array([r.log_prob for r in results]))
+    history = _history([r.levels for r in results])
+    status, remedy = _verdict(results, std_error, history["acceptance"], particles)
+    return RiskEstimate(
+        method=f"SMC {moves}" + (" from a guide" if guide is not None else ""),
+        log_prob=log_prob, std_error=std_error, status=status, remedy=remedy, dof=runs - 1.0,
+        forward_calls=meter.forward_calls, gradient_calls=meter.gradient_calls, flops=problem.flops(meter),
+        seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
+        evidence={
+            "runs": float(runs), "run_spread": std_error * math.sqrt(runs), "levels": float(history["threshold"].shape[1]),
+            "lowest_acceptance": float(np.nanmin(np.append(history["acceptance"], 1.0))),
+            "ess": float(np.nanmin(history["ess"])), "best_margin": max(r.best_margin for r in results),
+        },
+        posterior=posterior, history={"smc_history": history}, survival=_survival(results),
+        settings={"particles": particles, "runs": runs, "keep": keep, "moves": moves, "guide": guide is not None},
+    )  # fmt: skip
+
+
+def _start(problem: RiskProblem, guide: Guide | None) -> Proposal:
+    if guide is not None:
+        return defensive_mixture(guide.input_law())
+    dimension = problem.transport.dimension
+    one = torch.ones(1, dtype=torch.float64, device=problem.device)
+    return Proposal([standard_normal(dimension, problem.device)], one)
+
+
+def combine(log_probs: np.ndarray) -> tuple[float, float]:
+    """log of the mean of the runs' probabilities (unbiased on p, not on log p), and the standard error of that log."""
+    runs = len(log_probs)
+    log_mean = float(scipy.special.logsumexp(log_probs)) - math.log(runs)
+    if not math.isfinite(log_mean):
+        return math.nan, math.nan
+    return log_mean, float(np.exp(log_probs - log_mean).std(ddof=1)) / math.sqrt(runs)
+
+
+def _verdict(results: list[Run], std_error: float, acceptance: np.ndarray, particles: int) -> tuple[Status, str]:
+    reached = sum(math.isfinite(r.log_prob) for r in results)
+    if reached == 0:
+        best = max(r.best_margin for r in results)
+        bound = decades(math.log10(3 / (particles * len(results))))
+        return Status.NO_HITS, (
+            f"The particles stopped at margin {best:.3g}, catastrophe is >= 0: it cannot be reached under this input law, or "
+            f"the search is stuck. Only P < {bound} is known, from the first draws. Raise max_levels or particles."
+        )
+    if reached < len(results) or not std_error <= LARGEST_ERROR:
+        return Status.RUNS_DISAGREE, (
+            f"{reached} of {len(results)} runs reached the event, relative error {std_error:.2f}. Use more particles, or start "
+            "from a guide: run_smc(problem, guide=fit_svi(problem).guide)."
+        )
+    if float(np.nanmin(np.append(acceptance, 1.0))) < SMALLEST_ACCEPTANCE:
+        return Status.DEGENERATE, "Hardly a move was accepted at some level. Use more particles or moves='gradient'."
+    return Status.OK, ""
+
+
+def _history(runs: list[list[Level]]) -> dict[str, np.ndarray]:
+    """Field -> (run, level), padded with nan."""
+    longest = max(map(len, runs))
+    padded = np.full((len(runs), longest, len(Level._fields)), np.nan)
+    for index, levels in enumerate(runs):
+        padded[index, : len(levels)] = np.array(levels, dtype=float)
+    return {name: padded[..., i] for i, name in enumerate(Level._fields)}
+
+
+def _survival(results: list[Run], points: int = 80) -> tuple[np.ndarray, np.ndarray]:
+    """log Pr[margin > t] on a common grid: per run from the level below t, averaged over the runs that got that far."""
+    low = float(np.median([float(r.survival[0][1].median()) for r in results]))
+    grid = np.linspace(low, max(r.best_margin for r in results), points)
+    curves = np.full((len(results), points), -np.inf)
+    for row, run in enumerate(results):
+        starts = [-np.inf] + [level.threshold for level in run.levels]
+        for (log_prob, margin), start in zip(run.survival, starts, strict=False):
+            values = np.sort(margin.cpu().numpy())
+            above = len(values) - np.searchsorted(values, grid)
+            with np.errstate(divide="ignore"):
+                curve = log_prob + np.log(above / len(values))
+            curves[row] = np.where(grid >= start, curve, curves[row])
+    mean = scipy.special.logsumexp(curves, axis=0) - math.log(len(results))
+    seen = np.isfinite(mean)
+    return grid[seen], mean[seen]
