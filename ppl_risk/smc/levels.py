@@ -48,15 +48,23 @@ class Run(NamedTuple):
 
 
 def next_level(margin: Float[Tensor, " n"], log_weight: Float[Tensor, " n"], keep: float) -> float:
-    """The highest threshold <= 0 at which the effective number of the particles above is at least keep * n.
+    """The threshold just above the first particle that need not survive, where those above number keep * n effectively.
 
-    Ties are kept together; where that would stand still, the level goes past the tie.
+    That particle itself must not count: with k survivors of n, k / n over the share truly above has mean 1, whereas counting the
+    particle on the threshold would add 1 / (k - 1) of bias a level (Guyader, Hengartner, Matzner-Lober 2011,
+    doi:10.1007/s00245-011-9135-z). On a plateau the tied particles are kept together.
     """
     ordered, index = margin.sort(descending=True)
     w = (log_weight[index] - log_weight.max()).double().exp()
     ess = w.cumsum(0).square() / w.square().cumsum(0).clamp(min=1e-300)
     enough = torch.nonzero(ess >= keep * len(margin) - 1e-9)
-    return min(0.0, float(ordered[int(enough[0])] if len(enough) else ordered[-1]))
+    below = int(enough[0]) + 1 if len(enough) else len(margin)
+    if below >= len(margin):
+        return min(0.0, float(ordered[-1]))
+    first_out = ordered[below]
+    if first_out < ordered[0]:
+        first_out = torch.nextafter(first_out, ordered[0])
+    return min(0.0, float(first_out))
 
 
 def run_levels(

@@ -2,9 +2,9 @@ r"""Markov moves that leave N(0, I) restricted to {margin >= level} invariant.
 
 - `pcn`: u' = sqrt(1 - s^2) u + s xi, accepted iff margin(u') >= level (preconditioned Crank-Nicolson, Cotter et al. 2013,
   doi:10.1214/13-STS421). One call a step, and its acceptance does not depend on the dimension.
-- `gradient`: the Crank-Nicolson Langevin proposal u' = ((2 - d) u + 2 d g(u) + sqrt(8 d) xi) / (2 + d), where g is the gradient
-  of log sigmoid((margin - level) / T): it pushes back from the boundary what the contraction towards 0 pulls over it. Two
-  calls a step; accepted by Metropolis and Hastings against the hard event.
+- `gradient`: with n the unit gradient of the margin at u, the part across n moves as in pCN and the height n.u is drawn afresh
+  from N(0, 1) above the linearised boundary; Metropolis and Hastings accept against the hard event. Two calls a step; in a
+  linear network the chain forgets its height at once. (Line sampling as a Markov move: ours.)
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_risk.problem import RiskProblem
+
+SLACK = 0.2
 
 
 class State(NamedTuple):
@@ -64,26 +66,55 @@ def pcn(problem: RiskProblem, state: State, level: float, step: float) -> tuple[
     return _choose(accept, new, state), accept
 
 
+class _Line(NamedTuple):
+    """A particle seen along its gradient: unit normal n (0 where flat), height a = n.u, linearised bound on it."""
+
+    normal: Tensor
+    height: Tensor
+    bound: Tensor
+
+
+def _line(state: State, level: float) -> _Line:
+    assert state.gradient is not None
+    u, gradient = state.u.double(), state.gradient.double()
+    slope = gradient.norm(dim=-1)
+    flat = slope <= 1e-12 * (1 + state.margin.double().abs())
+    normal = torch.where(flat[:, None], 0.0, gradient / slope.clamp(min=1e-300)[:, None])
+    height = (normal * u).sum(-1)
+    bound = height - (state.margin.double() - level) / slope.clamp(min=1e-300)
+    # Lowered by a fifth of the tail's own length: where the margin bends, the way back must stay open.
+    bound = bound - SLACK / bound.clamp(min=1.0)
+    return _Line(normal, height, torch.where(flat, -torch.inf, bound.clamp(min=-30.0, max=30.0)))
+
+
+def _log_density(new: Tensor, old: Tensor, line: _Line, step: float) -> Float[Tensor, " particles"]:
+    """log q(old -> new), up to constants that both directions share."""
+    height = (line.normal * new).sum(-1)
+    across = new - height[:, None] * line.normal - math.sqrt(1 - step**2) * (old - line.height[:, None] * line.normal)
+    steep = torch.isfinite(line.bound)
+    tail = -height.square() / 2 - torch.special.log_ndtr(-line.bound) + math.log(step)
+    along = torch.where(steep, torch.where(height >= line.bound, tail, -torch.inf), 0.0)
+    return along - across.square().sum(-1) / (2 * step**2)
+
+
 def gradient(problem: RiskProblem, state: State, level: float, step: float) -> tuple[State, Bool[Tensor, " particles"]]:
-    """Crank-Nicolson Langevin; `step` in (0, 1) is matched to pCN's: delta = 2 (1 - r) / (1 + r), r = sqrt(1 - step^2)."""
-    keep = math.sqrt(1 - step**2)
-    delta = 2 * (1 - keep) / (1 + keep)
-    # As wide as the gap that the particles have above the level: the push fades inside the event.
-    width = max(float((state.margin - level).mean()), 1e-12)
+    """Line move: across the gradient as pCN, along it a fresh draw of N(0, 1) above the linearised boundary.
 
-    def mean(s: State) -> Tensor:
-        push = torch.sigmoid((level - s.margin) / width)[:, None] / width * s.gradient
-        return ((2 - delta) * s.u + 2 * delta * push) / (2 + delta)
-
-    spread = math.sqrt(8 * delta) / (2 + delta)
-    proposal = mean(state) + spread * torch.randn_like(state.u)
-    new = evaluate(problem, proposal, "gradient")
-
-    def log_density(at: Tensor, centre: Tensor) -> Tensor:
-        return -((at - centre) / spread).square().sum(-1) / 2
-
+    Where the margin is linear the new height is independent of the old one and every proposal is accepted.
+    """
+    here = _line(state, level)
+    old = state.u.double()
+    tail = torch.special.ndtr(-here.bound) * torch.rand_like(here.bound)
+    height = -torch.special.ndtri(tail.clamp(min=1e-300))
+    noise = math.sqrt(1 - step**2) * (old - here.height[:, None] * here.normal) + step * torch.randn_like(old)
+    across = noise - (noise * here.normal).sum(-1, keepdim=True) * here.normal
+    height = torch.where(torch.isfinite(here.bound), height, 0.0)
+    new = evaluate(problem, (across + height[:, None] * here.normal).to(state.u.dtype), "gradient")
+    u = new.u.double()
     ratio = (
-        (state.u.square() - new.u.square()).sum(-1) / 2 + log_density(state.u, mean(new)) - log_density(new.u, mean(state))
+        (old.square() - u.square()).sum(-1) / 2
+        + _log_density(old, u, _line(new, level), step)
+        - _log_density(u, old, here, step)
     )
     accept = (new.margin >= level) & (torch.rand_like(ratio).log() < ratio)
     return _choose(accept, new, state), accept

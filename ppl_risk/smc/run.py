@@ -32,8 +32,8 @@ def run_smc(
     guide: Guide | None = None,
     particles: int = 1000,
     runs: int = 4,
-    keep: float = 0.1,
-    moves: str = "pcn",
+    keep: float = 0.25,
+    moves: str | None = None,
     max_levels: int = 100,
     levels: list[float] | None = None,
     posterior_draws: int = 1000,
@@ -42,14 +42,15 @@ def run_smc(
 ) -> RiskEstimate:
     """Estimate p by adaptive multilevel SMC in the normal space.
 
-    p is the mean over runs; std_error is the standard deviation of the runs over sqrt(runs) p; the interval is Student's on
-    runs - 1 degrees of freedom. A guide only changes where the particles start (weighted, with 10 % of the prior mixed in), so
+    p is the mean over runs; std_error is the larger of the runs' relative and logarithmic standard deviations over sqrt(runs),
+    and the interval Student's on runs - 1 degrees of freedom. A guide only changes where the particles start (weighted, with 10 % of the prior mixed in), so
     a bad one costs time and not correctness.
 
     Args:
         problem: the problem. guide: a fitted guide to start from.
         particles, runs: per run, and independent runs (at least 4 for an interval).
-        keep: share surviving a level. moves: "pcn" (one call a step) or "gradient" (two).
+        keep: share surviving a level. moves: "pcn" (one call a step) or "gradient" (two); default the latter where the
+            margin has a gradient.
         max_levels: levels after which a run gives up. levels: fixed thresholds instead of adaptive ones.
         posterior_draws: rows given catastrophe over all runs. seed: reproduces. progress: show a bar.
 
@@ -60,15 +61,16 @@ def run_smc(
     Example:
         >>> from ppl_risk.zoo import load_model
         >>> run_smc(load_model("linear_gaussian"), particles=100, progress=False).method
-        'SMC pcn'
+        'SMC gradient'
     """
-    if moves not in MOVES:
+    if moves is not None and moves not in MOVES:
         raise RiskError(f"moves must be one of {sorted(MOVES)}, got {moves!r}.")
     if runs < 2 or particles < 20:
         raise RiskError(f"At least 2 runs of 20 particles are needed for an interval, got runs={runs}, particles={particles}.")
     started = time.perf_counter()
     require_sound(problem)
     with problem.metered() as meter:
+        moves = moves or ("gradient" if _has_gradient(problem) else "pcn")
         proposal = _start(problem, guide)
         results: list[Run] = []
         bar = tqdm(child_seeds(seed, runs), disable=not progress, desc="SMC", unit="run")
@@ -108,6 +110,16 @@ def run_smc(
     )  # fmt: skip
 
 
+def _has_gradient(problem: RiskProblem) -> bool:
+    """Whether the margin can be differentiated and is not flat everywhere that was looked."""
+    with seeded(0, problem.device):
+        u = torch.randn(8, problem.transport.dimension, device=problem.device)
+    try:
+        return bool((problem.margin_and_gradient(u)[1] != 0).any())
+    except RuntimeError:  # what torch raises where there is no graph
+        return False
+
+
 def _start(problem: RiskProblem, guide: Guide | None) -> Proposal:
     if guide is not None:
         return defensive_mixture(guide.input_law())
@@ -122,7 +134,10 @@ def combine(log_probs: np.ndarray) -> tuple[float, float]:
     log_mean = float(scipy.special.logsumexp(log_probs)) - math.log(runs)
     if not math.isfinite(log_mean):
         return math.nan, math.nan
-    return log_mean, float(np.exp(log_probs - log_mean).std(ddof=1)) / math.sqrt(runs)
+    # The relative spread understates a skewed sample and the logarithmic one does not; a run at 0 has only the first.
+    relative = float(np.exp(log_probs - log_mean).std(ddof=1))
+    logarithmic = float(log_probs.std(ddof=1)) if np.isfinite(log_probs).all() else 0.0
+    return log_mean, max(relative, logarithmic) / math.sqrt(runs)
 
 
 def _verdict(results: list[Run], std_error: float, acceptance: np.ndarray, particles: int) -> tuple[Status, str]:

@@ -1,0 +1,161 @@
+"""Models and recipes by name or path: `models/` and `inference/` of a checkout, or the copies that the wheel carries.
+
+A model is a folder with `problem.py` (a function `problem(**parameters) -> RiskProblem`), `card.md` and `truth.json`; a recipe
+is a Python file with `infer(problem, *, seed) -> RiskEstimate`. Both are code, so only a name, path or `package.module:function`
+that the user typed is ever run; weights beside them load from safetensors.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from ppl_risk.errors import RiskError, UnknownNameError
+from ppl_risk.estimate import RiskEstimate
+from ppl_risk.problem import RiskProblem
+
+_HERE = Path(__file__).resolve().parent
+
+
+def shelf(kind: str) -> Path:
+    """The folder of `kind` ("models" or "inference"): that of the checkout, else the one shipped in the wheel."""
+    for folder in (_HERE.parent / kind, _HERE / "_shipped" / kind):
+        if folder.is_dir() and (kind != "models" or (_HERE.parent / "pyproject.toml").exists() or "_shipped" in str(folder)):
+            return folder
+    raise RiskError(f"This installation carries no {kind}/. Install ppl-risk again, or give a path.")
+
+
+def list_models() -> list[str]:
+    """Names of the zoo's models."""
+    return sorted(p.parent.name for p in shelf("models").glob("*/problem.py"))
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes."""
+    return sorted(p.stem for p in shelf("inference").glob("*.py") if not p.stem.startswith("_"))
+
+
+def load_model(model: str, **parameters: object) -> RiskProblem:
+    """A risk problem by zoo name, by folder, or as `package.module:function`.
+
+    Args:
+        model: for example "digits", "path/to/folder", "mypackage.nets:problem". parameters: passed to the function.
+
+    Raises:
+        UnknownNameError: no such model; the message lists those there are.
+        RiskError: the file does not define what it should, or does not take a parameter.
+
+    Example:
+        >>> load_model("linear_gaussian", dimension=2).name
+        'linear_gaussian'
+    """
+    make = _find(model, "models", "problem", "problem.py")
+    _check_parameters(make, model, parameters)
+    problem = make(**parameters)
+    if not isinstance(problem, RiskProblem):
+        raise RiskError(f"{model} returned {type(problem).__name__}; its function must return a RiskProblem.")
+    return problem
+
+
+def load_recipe(recipe: str) -> Callable[..., RiskEstimate]:
+    """A recipe's `infer(problem, *, seed)` by name, by file, or as `package.module:function`.
+
+    Raises:
+        UnknownNameError: no such recipe; the message lists those there are.
+
+    Example:
+        >>> load_recipe("smc").__name__
+        'infer'
+    """
+    return _find(recipe, "inference", "infer", None)
+
+
+@dataclass(frozen=True)
+class Truth:
+    """A reference answer: log_prob in nats with its standard error (0: exact), how it was obtained, and what was checked."""
+
+    log_prob: float
+    std_error: float
+    method: str
+
+
+def load_truth(model: str, **parameters: object) -> Truth | None:
+    """The reference answer for a zoo model or folder at these parameters (its defaults where none are given), or None."""
+    if ":" in model:
+        return None
+    file = _folder(model) / "truth.json"
+    if not file.exists():
+        return None
+    defaults = {n: p.default for n, p in inspect.signature(_find(model, "models", "problem", "problem.py")).parameters.items()}
+    wanted = defaults | parameters
+    for entry in json.loads(file.read_text())["entries"]:
+        if defaults | entry["parameters"] == wanted:
+            return Truth(float(entry["log_prob"]), float(entry["standard_error"]), entry["method"])
+    return None
+
+
+def _folder(model: str) -> Path:
+    named = shelf("models") / model
+    return named if (named / "problem.py").exists() else Path(model)
+
+
+def _find(name: str, kind: str, function: str, file: str | None) -> Callable[..., Any]:
+    if ":" in name:
+        module_name, _, attribute = name.partition(":")
+        module = _import(module_name)
+        source = module_name
+        function = attribute
+    else:
+        folder = shelf(kind)
+        candidates = [_folder(name) / file] if file else [folder / f"{name}.py", Path(name)]
+        path = next((p for p in candidates if p.is_file()), None)
+        if path is None:
+            known = list_models() if kind == "models" else list_recipes()
+            raise UnknownNameError(
+                f"No {'model' if kind == 'models' else 'recipe'} {name!r}. There are: {', '.join(known)}. A "
+                f"{'folder with a problem.py' if file else 'Python file'} or package.module:function works too."
+            )
+        module = _load_file(path)
+        source = str(path)
+    made = getattr(module, function, None)
+    if not callable(made):
+        raise RiskError(f"{source} defines no function {function!r}.")
+    return made
+
+
+def _import(name: str) -> ModuleType:
+    # As `python -m` does: the user's own modules are in the folder the command was typed in.
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise UnknownNameError(f"Python finds no module {error.name!r} (looked for {name!r} from {Path.cwd()}).") from error
+
+
+def _load_file(path: Path) -> ModuleType:
+    name = f"ppl_risk_zoo_{path.resolve().parent.name}_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # a .py file always has both
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _check_parameters(make: Callable[..., Any], model: str, parameters: dict[str, object]) -> None:
+    accepted = inspect.signature(make).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        return
+    unknown = [name for name in parameters if name not in accepted]
+    if unknown:
+        takes = ", ".join(f"{p}" for p in accepted.values()) or "none"
+        raise UnknownNameError(f"{model} takes no parameter {unknown[0]!r}. Its parameters: {takes}.")
