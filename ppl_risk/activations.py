@@ -17,13 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pyro
-import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
 from ppl_risk.errors import RiskError
+from ppl_risk.normal import SphericalNormal
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 
@@ -57,7 +57,8 @@ class ActivationModel:
             row per input row.
 
     Example:
-        >>> net = torch.nn.Linear(2, 1); law = dist.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> net = torch.nn.Linear(2, 1)
+        >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> list(ActivationModel(RiskProblem(net, law, lambda y: y[:, 0])).sites)
         ['input', 'network']
     """
@@ -114,7 +115,7 @@ class ActivationModel:
         """Sample every site; temperature 0 leaves the catastrophe out (the unconditioned law). Returns the margin."""
         dimension = self.problem.transport.dimension
         zeros = torch.zeros(dimension, device=self.problem.device)
-        u = pyro.sample(INPUT, dist.Normal(zeros, 1.0).to_event(1))
+        u = pyro.sample(INPUT, SphericalNormal(zeros, 1.0, 1))
         lead = u.shape[:-1]
         x = self.problem.from_normal(u)
         margin = self.problem.run(x.reshape(-1, *self.problem.transport.event_shape), self._visitor(lead)).reshape(lead)
@@ -132,10 +133,10 @@ class ActivationModel:
             event = mean.dim() - len(lead)
             sigma = self.sigma[name]
             if self.coordinates == "activation":
-                value = pyro.sample(name, dist.Normal(mean, sigma).to_event(event))
+                value = pyro.sample(name, SphericalNormal(mean, sigma, event))
             else:
                 # Expanded over the event only: a particle batch enters through the plate or the replayed value.
-                standard = dist.Normal(mean.new_zeros(mean.shape[len(lead) :]), 1.0).to_event(event)
+                standard = SphericalNormal(mean.new_zeros(mean.shape[len(lead) :]), 1.0, event)
                 value = mean + sigma * pyro.sample(noise_of(name), standard)
             return value.reshape(output.shape)
 

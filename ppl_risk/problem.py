@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppl_risk.errors import RiskError
 from ppl_risk.inputs import Transport, transport_of
 from ppl_risk.network import Visitor, layers_to_cut, named_modules, visiting
+from ppl_risk.randomness import seeded
 
 #: What one batch may take for activations; the batch size follows from the bytes that one row was seen to need.
 BATCH_BYTES = 64 * 2**20
@@ -229,3 +232,18 @@ class RiskProblem:
     def flops(self, meter: Meter) -> float:
         """FLOPs of what a meter counted; a gradient costs two forward passes more."""
         return self.flops_per_row * (meter.forward_calls + 2 * meter.gradient_calls)
+
+
+@torch.no_grad()
+def fingerprint(problem: RiskProblem) -> str:
+    """sha256 over weights, buffers, and the margins of 16 seeded inputs: changes when network, detector or law do."""
+    digest = hashlib.sha256(repr(tuple(problem.inputs.event_shape)).encode())
+    for part in (problem.network, problem.detector):
+        if isinstance(part, nn.Module):
+            for name, tensor in part.state_dict().items():
+                digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    with seeded(0, problem.device):
+        x = problem.sample(16)
+    margins = problem.run(x).double().cpu().numpy()
+    digest.update(np.array([f"{m:.4e}" for m in margins]).tobytes())
+    return digest.hexdigest()

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.optim.clipped_adam import ClippedAdam
@@ -177,7 +178,9 @@ def optimise(
     losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
     bar = tqdm(_temperatures(steps, model.margin_spread, start, temperature), total=steps, disable=not progress, desc="SVI")
     for step, current in enumerate(bar):
-        loss = elbo.differentiable_loss(model, guide, current)
+        # `check_batching` has validated the shapes; validating every value costs a fifth of a step.
+        with pyro.validation_enabled(False):
+            loss = elbo.differentiable_loss(model, guide, current)
         model.problem.count_gradients(particles)
         losses[step] = float(loss.detach())
         # Only the guide's gradients: the weights of the network stay out of it.

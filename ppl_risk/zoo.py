@@ -16,21 +16,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppl_risk.errors import RiskError, UnknownNameError
-from ppl_risk.estimate import RiskEstimate
-from ppl_risk.problem import RiskProblem
+
+if TYPE_CHECKING:
+    from ppl_risk.estimate import RiskEstimate
+    from ppl_risk.problem import RiskProblem
 
 _HERE = Path(__file__).resolve().parent
 
 
 def shelf(kind: str) -> Path:
     """The folder of `kind` ("models" or "inference"): that of the checkout, else the one shipped in the wheel."""
-    for folder in (_HERE.parent / kind, _HERE / "_shipped" / kind):
-        if folder.is_dir() and (kind != "models" or (_HERE.parent / "pyproject.toml").exists() or "_shipped" in str(folder)):
-            return folder
-    raise RiskError(f"This installation carries no {kind}/. Install ppl-risk again, or give a path.")
+    checkout = _HERE.parent
+    # Only beside our own pyproject: in site-packages a neighbour called `models` is somebody else's.
+    folder = checkout / kind if (checkout / "pyproject.toml").exists() else _HERE / "_shipped" / kind
+    if not folder.is_dir():
+        raise RiskError(f"This installation carries no {kind}/. Install ppl-risk again, or give a path.")
+    return folder
 
 
 def list_models() -> list[str]:
@@ -57,6 +61,8 @@ def load_model(model: str, **parameters: object) -> RiskProblem:
         >>> load_model("linear_gaussian", dimension=2).name
         'linear_gaussian'
     """
+    from ppl_risk.problem import RiskProblem  # torch: not for a list of names
+
     make = _find(model, "models", "problem", "problem.py")
     _check_parameters(make, model, parameters)
     problem = make(**parameters)

@@ -52,6 +52,14 @@ class Group(nn.Module):
         return self.law.distribution().log_prob(self.flatten(values)) - self.spread.log().sum()
 
 
+class Placed(dist.Delta):
+    """A Delta at a value that was just drawn: its density is known without comparing the value with itself."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log density given at construction."""
+        return self.log_density
+
+
 class Guide(PyroModule):
     """Product of groups, as a Pyro guide.
 
@@ -79,7 +87,8 @@ class Guide(PyroModule):
             density = -group.spread.log().sum()
             for name, value in group.unflatten(z).items():
                 event = len(group.shapes[group.names.index(name)])
-                values[name] = pyro.sample(name, dist.Delta(value, log_density=density, event_dim=event))
+                lead = value.shape[: value.dim() - event]
+                values[name] = pyro.sample(name, Placed(value, log_density=density.expand(lead), event_dim=event))
                 density = torch.zeros_like(density)
         return values
 

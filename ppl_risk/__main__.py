@@ -1,0 +1,5 @@
+"""`python -m ppl_risk`."""
+
+from ppl_risk.cli import main
+
+main()

@@ -1,0 +1,184 @@
+"""Several estimates of one problem side by side: which to believe, and why the others differ."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+from ppl_risk.errors import RiskError
+from ppl_risk.estimate import LOG10, RiskEstimate, Status
+
+#: Believable estimates further apart than this many joint standard errors contradict each other.
+AGREEMENT = 3.0
+COLUMNS = ("log10 p", "90 % interval", "ELBO", "k-hat", "ESS", "calls", "seconds", "status")
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison:
+    """What `compare` returns; printing it gives a table and the verdict.
+
+    Attributes:
+        estimates: name -> estimate. truth: reference log_prob in nats, or None. truth_error: its standard error.
+    """
+
+    estimates: Mapping[str, RiskEstimate]
+    truth: float | None = None
+    truth_error: float = 0.0
+
+    @property
+    def believable(self) -> dict[str, RiskEstimate]:
+        """Those whose own diagnostics hold."""
+        return {name: e for name, e in self.estimates.items() if e.status.believable}
+
+    @property
+    def conflicts(self) -> list[tuple[str, str]]:
+        """Pairs of believable estimates that contradict each other."""
+        return [
+            (a, b)
+            for (a, left), (b, right) in combinations(self.believable.items(), 2)
+            if abs(left.log_prob - right.log_prob) > AGREEMENT * math.hypot(left.std_error, right.std_error)
+        ]
+
+    @property
+    def best(self) -> str | None:
+        """The most precise believable estimate, or None where there is none or they contradict each other."""
+        if self.conflicts or not self.believable:
+            return None
+        return min(self.believable, key=lambda name: _error(self.believable[name]))
+
+    def rows(self) -> list[dict[str, str]]:
+        """The table, one dict a row, as text."""
+        return [{"": name} | _row(e) | self._truth_cell(e) for name, e in self.estimates.items()]
+
+    def to_dataframe(self) -> Any:
+        """The table as a pandas DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows()).set_index("")
+
+    def _truth_cell(self, estimate: RiskEstimate) -> dict[str, str]:
+        if self.truth is None:
+            return {}
+        if math.isinf(self.truth):
+            return {"off by": "-" if math.isnan(estimate.log_prob) else "truth is 0"}
+        gap = (estimate.log_prob - self.truth) / LOG10
+        return {"off by": "-" if math.isnan(gap) else f"{gap:+.2f}"}
+
+    def verdict(self) -> str:
+        """Which answer to believe, and for each of the others why it differs."""
+        lines = []
+        if self.best is not None:
+            best = self.estimates[self.best]
+            others = [name for name in self.believable if name != self.best]
+            lines.append(f"Believe {self.best}: log10 p = {best.log10_prob:.2f}." + _agreement(others))
+        elif self.conflicts:
+            pairs = "; ".join(f"{a} and {b}" for a, b in self.conflicts)
+            lines.append(
+                f"Believe none: {pairs} contradict each other though each finds itself sound. One of them misses part of the "
+                "event. Run SMC with more particles, or fit a mixture: input=Mixture()."
+            )
+        else:
+            lines.append("Believe none: no estimate passes its own diagnostics.")
+        lines += [_why(name, e, self._reference()) for name, e in self.estimates.items() if name != self.best]
+        return "\n".join(line for line in lines if line)
+
+    def _reference(self) -> float | None:
+        if self.best is not None:
+            return self.estimates[self.best].log_prob
+        return self.truth
+
+    def __repr__(self) -> str:
+        """Table and verdict."""
+        table = render(self.rows())
+        if self.truth is not None:
+            spread = f" +- {self.truth_error / LOG10:.3f}" if self.truth_error else " (exact)"
+            table += f"\ntruth: log10 p = {self.truth / LOG10:.2f}{spread}"
+        return f"{table}\n\n{self.verdict()}"
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        verdict = self.verdict().replace("\n", "<br>")
+        return f"{self.to_dataframe().to_html()}<p>{verdict}</p>"
+
+
+def compare(estimates: Mapping[str, RiskEstimate], truth: Any = None) -> Comparison:
+    """Put estimates of one problem side by side.
+
+    Args:
+        estimates: name -> estimate. truth: reference answer in nats (a float, or anything with log_prob), if known.
+
+    Raises:
+        RiskError: no estimates, or estimates of different problems.
+
+    Example:
+        >>> from ppl_risk import RiskEstimate
+        >>> compare({"a": RiskEstimate("by hand", -7.0, 0.1), "b": RiskEstimate("by hand", -7.1, 0.2)}).best
+        'a'
+    """
+    if not estimates:
+        raise RiskError("compare needs at least one estimate, for example compare({'smc': run_smc(problem)}).")
+    problems = {e.problem for e in estimates.values() if e.problem}
+    if len(problems) > 1:
+        raise RiskError(f"These are estimates of different problems: {', '.join(sorted(problems))}.")
+    if truth is None or isinstance(truth, int | float):
+        return Comparison(dict(estimates), None if truth is None else float(truth))
+    return Comparison(dict(estimates), float(truth.log_prob), float(truth.std_error))
+
+
+def _error(estimate: RiskEstimate) -> float:
+    return math.inf if math.isnan(estimate.std_error) else estimate.std_error
+
+
+def _row(estimate: RiskEstimate) -> dict[str, str]:
+    low, high = (bound / LOG10 for bound in estimate.interval())
+    number = "-" if math.isnan(estimate.log_prob) else f"{estimate.log10_prob:.2f}"
+    if math.isnan(estimate.log_prob) and math.isfinite(high):
+        interval = f"< {high:.2f}"
+    else:
+        interval = f"[{low:.2f}, {high:.2f}]" if math.isfinite(high) else "-"
+    cells = (
+        number, interval, "-" if estimate.elbo is None else f"{estimate.elbo / LOG10:.1f}",
+        _figure(estimate, "k_hat", ".2f"), _figure(estimate, "ess", ".0f"), f"{estimate.calls:,}",
+        f"{estimate.seconds:.1f}", estimate.status.name,
+    )  # fmt: skip
+    return dict(zip(COLUMNS, cells, strict=True))
+
+
+def _figure(estimate: RiskEstimate, name: str, form: str) -> str:
+    value = estimate.evidence.get(name, math.nan)
+    return "-" if not math.isfinite(value) else format(value, form)
+
+
+def _agreement(others: list[str]) -> str:
+    if not others:
+        return " Nothing else confirms it: a second route (run_smc, or another family) would."
+    return f" It is the most precise of those that pass their diagnostics; {', '.join(others)} agree{'s' * (len(others) == 1)}."
+
+
+def _why(name: str, estimate: RiskEstimate, reference: float | None) -> str:
+    if estimate.status.believable:
+        return ""
+    away = ""
+    if reference is not None and math.isfinite(reference) and math.isfinite(estimate.log_prob):
+        gap = (estimate.log_prob - reference) / LOG10
+        away = f" ({abs(gap):.1f} decades {'above' if gap > 0 else 'below'})" if abs(gap) >= 0.05 else ""
+    text = f"{name}{away}: {estimate.status.name}, {estimate.status.value}."
+    if estimate.status is Status.MODEL_ONLY:
+        text += " The gap is what the correlations that the family leaves out are worth."
+    return f"{text} {estimate.remedy}".rstrip()
+
+
+def render(rows: list[dict[str, str]]) -> str:
+    """Rows of text as a table for the terminal; the first column to the left, the others to the right."""
+    columns = list(rows[0])
+    widths = {c: max(len(c), *(len(row[c]) for row in rows)) for c in columns}
+    first = columns[0]
+
+    def line(row: Mapping[str, str]) -> str:
+        return "  ".join(row[c].ljust(widths[c]) if c == first else row[c].rjust(widths[c]) for c in columns).rstrip()
+
+    rule = "-" * (sum(widths.values()) + 2 * (len(columns) - 1))
+    return "\n".join([line({c: c for c in columns}), rule, *map(line, rows)])
