@@ -1,6 +1,7 @@
 """ppl_risk: how likely is a catastrophe, when it is far too rare to sample?
 
-Names are imported when first used: the command line answers `--help` without loading torch.
+Names are imported when first used: the command line answers `--help` without loading torch. No module bears the name of a
+public function (`comparison.compare`, `crude_monte_carlo.monte_carlo`): importing it would put the module in the function's place.
 """
 
 from __future__ import annotations
@@ -12,13 +13,13 @@ if TYPE_CHECKING:
     from ppl_risk import guides as guides
     from ppl_risk import plots as plots
     from ppl_risk.activations import ActivationModel as ActivationModel
-    from ppl_risk.compare import Comparison as Comparison
-    from ppl_risk.compare import compare as compare
+    from ppl_risk.comparison import Comparison as Comparison
+    from ppl_risk.comparison import compare as compare
     from ppl_risk.errors import RiskError as RiskError
     from ppl_risk.estimate import RiskEstimate as RiskEstimate
     from ppl_risk.estimate import Status as Status
     from ppl_risk.layerwise import fit_layerwise as fit_layerwise
-    from ppl_risk.monte_carlo import monte_carlo as monte_carlo
+    from ppl_risk.crude_monte_carlo import monte_carlo as monte_carlo
     from ppl_risk.preflight import check as check
     from ppl_risk.problem import RiskProblem as RiskProblem
     from ppl_risk.smc import run_smc as run_smc
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
     from ppl_risk.zoo import load_truth as load_truth
 
 _HOME = {
-    "ActivationModel": "activations", "Comparison": "compare", "RiskError": "errors", "RiskEstimate": "estimate",
-    "RiskProblem": "problem", "Status": "estimate", "check": "preflight", "compare": "compare",
+    "ActivationModel": "activations", "Comparison": "comparison", "RiskError": "errors", "RiskEstimate": "estimate",
+    "RiskProblem": "problem", "Status": "estimate", "check": "preflight", "compare": "comparison",
     "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
-    "monte_carlo": "monte_carlo", "run_smc": "smc",
+    "monte_carlo": "crude_monte_carlo", "run_smc": "smc",
 }  # fmt: skip
 _ROOMS = ("guides", "plots")
 
@@ -42,10 +43,7 @@ def __getattr__(name: str) -> Any:
     if name in _ROOMS:
         return import_module(f"ppl_risk.{name}")
     if name in _HOME:
-        value = getattr(import_module(f"ppl_risk.{_HOME[name]}"), name)
-        # A function may share its module's name (`compare`, `monte_carlo`): the function is what the user means.
-        globals()[name] = value
-        return value
+        return getattr(import_module(f"ppl_risk.{_HOME[name]}"), name)
     raise AttributeError(f"module 'ppl_risk' has no attribute {name!r}")
 
 

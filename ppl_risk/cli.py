@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 if TYPE_CHECKING:
-    from ppl_risk.compare import Comparison
+    from ppl_risk.comparison import Comparison
     from ppl_risk.problem import RiskProblem
 
 BELIEVE, WEAK, MISTAKE = 0, 2, 3
@@ -45,7 +45,7 @@ def estimate(
     resume: folder of a stopped run to finish; its model, recipes and seed are used.
     quiet: no progress bars.
     """
-    from ppl_risk.compare import compare as compare_estimates
+    from ppl_risk.comparison import compare as compare_estimates
     from ppl_risk.errors import RiskError
     from ppl_risk.preflight import check as preflight
     from ppl_risk.problem import fingerprint
@@ -109,7 +109,7 @@ def compare(*runs: Path) -> int:
     ----------
     runs: folders of runs, or of single estimates.
     """
-    from ppl_risk.compare import compare as compare_estimates
+    from ppl_risk.comparison import compare as compare_estimates
     from ppl_risk.errors import RiskError
 
     if not runs:
@@ -171,7 +171,7 @@ def show(what: str) -> int:
         return BELIEVE
     if not Path(what).is_dir():
         raise UnknownNameError(f"No run folder and no model {what!r}. Models: {', '.join(list_models())}.")
-    from ppl_risk.compare import compare as compare_estimates
+    from ppl_risk.comparison import compare as compare_estimates
 
     estimates = _estimates(Path(what))
     for name, value in estimates.items():

@@ -67,7 +67,10 @@ def fit_layerwise(
         guide = family.bind(model.sites)
         with seeded(fit_seed, problem.device):
             guide.fit(model.pilot)
-        believed = run_smc(believed_problem(problem, guide), particles=particles, seed=smc_seed, progress=progress)
+        # A presumption can be wrong by hundreds of decades, and the levels to see it are cheap in the guide's law.
+        believed = run_smc(
+            believed_problem(problem, guide), particles=particles, max_levels=3000, seed=smc_seed, progress=progress
+        )  # fmt: skip
     status, remedy = Status.MODEL_ONLY, (
         "This is what the family presumes. Compare families, and hold it against ppl_risk.run_smc where that is affordable."
     )  # fmt: skip

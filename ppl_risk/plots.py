@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_risk.compare import Comparison
+from ppl_risk.comparison import Comparison
 from ppl_risk.diagnostics.correlations import busiest_units, layer_correlation, layer_draws
 from ppl_risk.errors import RiskError
 from ppl_risk.estimate import LOG10, RiskEstimate, Status
@@ -37,7 +37,10 @@ def plot_estimates(comparison: Comparison, ax: Axes | None = None) -> Axes:
         colour = _colour(estimate.status)
         if math.isnan(estimate.log_prob):
             if math.isfinite(high):
-                ax.annotate("", (high - 0.6, row), (high, row), arrowprops={"arrowstyle": "->", "color": colour, "lw": 2})
+                # A bar at the bound with an arrow below it: anything down there is possible.
+                ax.plot(high, row, "|", color=colour, ms=12, mew=2)
+                arrow = {"arrowstyle": "<-", "color": colour, "lw": 2}
+                ax.annotate("", (high, row), (-32, 0), textcoords="offset points", arrowprops=arrow)
             text = estimate.status.name
         else:
             if math.isfinite(low):
@@ -65,7 +68,9 @@ def plot_survival(estimates: Mapping[str, RiskEstimate], ax: Axes | None = None)
     ax = ax or plt.subplots(figsize=(6, 3.6), layout="constrained")[1]
     drawn = False
     for index, (name, estimate) in enumerate(estimates.items()):
-        if estimate.survival is None:
+        # A run that got lost on the way has a curve that would hide the others; so has a guide's own law.
+        lost = math.isnan(estimate.log_prob) and estimate.hits is None
+        if estimate.survival is None or lost or estimate.status is Status.MODEL_ONLY:
             continue
         thresholds, log_prob = estimate.survival
         # Counting is drawn as points on top, a run of levels as a line.
@@ -150,7 +155,7 @@ def _light(value: float, good: float, limit: float, *, smaller: bool, form: str 
 def plot_overview(comparison: Comparison) -> Figure:
     """One page: estimates, survival curves where there are such, and lights."""
     rows = len(comparison.estimates)
-    curves = any(e.survival is not None for e in comparison.estimates.values())
+    curves = any(e.survival is not None and not math.isnan(e.log_prob) for e in comparison.estimates.values())
     height = 0.42 * rows + 1.6
     figure, axes = plt.subplots(
         3 if curves else 2, 1, figsize=(8, 2 * height + (3.4 if curves else 0)), layout="constrained",

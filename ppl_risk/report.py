@@ -13,7 +13,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from ppl_risk import plots
-from ppl_risk.compare import Comparison
+from ppl_risk.comparison import Comparison
 from ppl_risk.diagnostics.correlations import guide_names
 from ppl_risk.estimate import COVERS
 

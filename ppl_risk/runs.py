@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppl_risk.compare import Comparison
+from ppl_risk.comparison import Comparison
 from ppl_risk.errors import RiskError
 from ppl_risk.estimate import RiskEstimate
 from ppl_risk.report import write_report

@@ -21,6 +21,11 @@ from ppl_risk.smc.resampling import systematic
 from ppl_risk.problem import RiskProblem
 
 TARGET_ACCEPTANCE = 0.4
+#: Below this acceptance the gradient points at one of several boundaries at once (a corner), and pCN takes over.
+CORNER_ACCEPTANCE = 0.35
+PCN_KEEP = 0.1
+#: Chains are thinned while successive kept margins correlate more than the first figure, down again below the second.
+STICKY, FREE, LARGEST_THIN = 0.5, 0.25, 64
 #: Levels in a row that gain less than this share of the margin's spread mean that the particles have stopped rising.
 SMALLEST_GAIN = 1e-4
 PATIENCE = 5
@@ -32,9 +37,20 @@ class Level(NamedTuple):
     threshold: float
     log_ratio: float
     ess: float
-    acceptance: float
-    step_size: float
-    n_unique: int
+    acceptance: float = math.nan
+    step_size: float = math.nan
+    n_unique: float = math.nan
+    autocorrelation: float = math.nan
+    thin: float = math.nan
+
+
+class Tuning(NamedTuple):
+    """What is carried from level to level: kernel, share kept, step size, and steps between kept states."""
+
+    move: str
+    keep: float
+    step: float = 0.8
+    thin: int = 1
 
 
 class Run(NamedTuple):
@@ -72,8 +88,8 @@ def run_levels(
     start: State,
     log_weight: Float[Tensor, " particles"],
     *,
-    keep: float,
-    move: str,
+    tuning: Tuning,
+    may_switch: bool = False,
     max_levels: int,
     posterior_draws: int,
     fixed_levels: list[float] | None = None,
@@ -82,37 +98,39 @@ def run_levels(
 
     Args:
         problem: the problem. start, log_weight: particles and their log weights, whose mean weight estimates 1.
-        keep: share of the particles that survives a level. move: name of a move. max_levels: after which the run gives up.
-        posterior_draws: rows wanted given catastrophe. fixed_levels: thresholds to use instead of adaptive ones; then
-            exp(log_prob) is exactly unbiased.
+        tuning: kernel and share kept to begin with. may_switch: whether pCN may take over from a gradient kernel in a corner.
+        max_levels: after which the run gives up. posterior_draws: rows wanted given catastrophe.
+        fixed_levels: thresholds to use instead of adaptive ones; then exp(log_prob) is unbiased but for step-size tuning.
     """
     state, count = start, len(start.margin)
-    ancestors = max(2, round(keep * count))
     levels: list[Level] = []
     survival: list[tuple[float, Tensor]] = []
-    log_prob, step, stalled, threshold = 0.0, 0.8, 0, -math.inf
+    log_prob, stalled, threshold = 0.0, 0, -math.inf
     spread = float(state.margin.std()) or 1.0
     while len(levels) < max_levels:
         previous = threshold
         if fixed_levels is None:
-            threshold = next_level(state.margin, log_weight, keep)
+            threshold = next_level(state.margin, log_weight, tuning.keep)
+            if threshold <= previous:
+                above = state.margin[state.margin > previous]
+                threshold = min(0.0, float(above.min())) if len(above) else previous
         else:
             threshold = fixed_levels[len(levels)] if len(levels) < len(fixed_levels) else 0.0
         survival.append((log_prob, state.margin))
-        if fixed_levels is None and threshold <= previous:
-            above = state.margin[state.margin > previous]
-            threshold = min(0.0, float(above.min())) if len(above) else previous
         alive = torch.where(state.margin >= threshold, log_weight, -torch.inf)
-        log_ratio = float(alive.double().logsumexp(0)) - math.log(count)
+        log_ratio = float(alive.double().logsumexp(0)) - math.log(len(alive))
         log_prob += log_ratio
-        ess = effective_sample_size(alive)
+        level = Level(threshold, log_ratio, effective_sample_size(alive))
         if not math.isfinite(log_prob) or threshold >= 0:
-            levels.append(Level(threshold, log_ratio, ess, math.nan, step, 0))
+            levels.append(level)
             break
-        state, step, acceptance, unique = refresh(problem, take(state, systematic(alive, ancestors)), threshold, step, count, move)
-        levels.append(Level(threshold, log_ratio, ess, acceptance, step, unique))
-        log_weight = torch.zeros_like(log_weight[:1]).expand(len(state.margin))
-        count = len(state.margin)
+        seeds = take(state, systematic(alive, max(2, round(tuning.keep * count))))
+        state, found, tuning = refresh(problem, seeds, threshold, count, tuning)
+        levels.append(level._replace(**found))
+        log_weight = torch.zeros(len(state.margin), dtype=log_weight.dtype, device=log_weight.device)
+        if may_switch and tuning.move == "gradient" and levels[-1].acceptance < CORNER_ACCEPTANCE:
+            tuning = Tuning("pcn", PCN_KEEP)
+            state = state._replace(gradient=None)
         stalled = stalled + 1 if threshold - previous < SMALLEST_GAIN * spread else 0
         if stalled >= PATIENCE:
             break
@@ -120,25 +138,39 @@ def run_levels(
     posterior = start.u[:0]
     if reached and posterior_draws:
         alive = torch.where(state.margin >= 0, log_weight, -torch.inf)
-        seeds = take(state, systematic(alive, max(2, round(keep * posterior_draws))))
-        posterior = refresh(problem, seeds, 0.0, step, posterior_draws, move)[0].u
+        seeds = take(state, systematic(alive, max(2, round(tuning.keep * posterior_draws))))
+        posterior = refresh(problem, seeds, 0.0, posterior_draws, tuning)[0].u
     return Run(log_prob if reached else -math.inf, levels, posterior, survival, float(state.margin.max()))
 
 
 def refresh(
-    problem: RiskProblem, seeds: State, level: float, step: float, count: int, move: str
-) -> tuple[State, float, float, int]:
-    """Chains from the seeds until there are about `count` states; returns them, the step size, acceptance, unique seeds."""
+    problem: RiskProblem, seeds: State, level: float, count: int, tuning: Tuning
+) -> tuple[State, dict[str, float], Tuning]:
+    """Chains from the seeds until there are about `count` states; returns them, the level's figures, and the next tuning.
+
+    Where successive kept states hardly differ the next level keeps every second one as often (and back again).
+    """
     chain = max(1, math.ceil(count / len(seeds.margin)) - 1)
-    states, moved, rates = [seeds], torch.zeros_like(seeds.margin, dtype=torch.bool), []
-    current = seeds
-    for index in range(chain):
-        current, accept = MOVES[move](problem, current, level, step)
+    states, rates, current, step = [seeds], [], seeds, tuning.step
+    for _ in range(chain):
+        for _ in range(tuning.thin):
+            current, accept = MOVES[tuning.move](problem, current, level, step)
+            rates.append(float(accept.float().mean()))
+            # Robbins and Monro on the logit of the step, within (0, 1).
+            logit = math.log(step / (1 - step)) + 2.0 / len(rates) ** 0.6 * (rates[-1] - TARGET_ACCEPTANCE)
+            step = min(0.99, max(0.01, 1 / (1 + math.exp(-logit))))
         states.append(current)
-        moved |= accept
-        rates.append(float(accept.float().mean()))
-        # Robbins and Monro on the logit of the step, within (0, 1).
-        logit = math.log(step / (1 - step)) + 2.0 / (1 + index) ** 0.6 * (rates[-1] - TARGET_ACCEPTANCE)
-        step = min(0.99, max(0.01, 1 / (1 + math.exp(-logit))))
-    unique = len(torch.unique(seeds.u[:, 0]))
-    return cat(states), step, sum(rates) / len(rates), unique
+    sticky = _autocorrelation(torch.stack([s.margin for s in states]))
+    thin = tuning.thin * 2 if sticky > STICKY else max(1, tuning.thin // 2) if sticky < FREE else tuning.thin
+    found = {
+        "acceptance": sum(rates) / len(rates), "step_size": step, "n_unique": float(len(torch.unique(seeds.u[:, 0]))),
+        "autocorrelation": sticky, "thin": float(tuning.thin),
+    }  # fmt: skip
+    return cat(states), found, tuning._replace(step=step, thin=min(thin, LARGEST_THIN))
+
+
+def _autocorrelation(margins: Float[Tensor, "steps chains"]) -> float:
+    """Lag-one correlation of the margin along the chains."""
+    centred = (margins - margins.mean()).double()
+    variance = float(centred.square().mean())
+    return float((centred[1:] * centred[:-1]).mean()) / variance if variance > 0 else 0.0

@@ -18,7 +18,7 @@ from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
-from ppl_risk.smc.levels import Level, Run, run_levels
+from ppl_risk.smc.levels import Level, Run, Tuning, run_levels
 from ppl_risk.smc.moves import MOVES, evaluate
 
 #: Relative spread of the mean of the runs above which they are said to disagree.
@@ -34,7 +34,7 @@ def run_smc(
     runs: int = 4,
     keep: float = 0.25,
     moves: str | None = None,
-    max_levels: int = 100,
+    max_levels: int = 300,
     levels: list[float] | None = None,
     posterior_draws: int = 1000,
     seed: int = 0,
@@ -50,7 +50,7 @@ def run_smc(
         problem: the problem. guide: a fitted guide to start from.
         particles, runs: per run, and independent runs (at least 4 for an interval).
         keep: share surviving a level. moves: "pcn" (one call a step) or "gradient" (two); default the latter where the
-            margin has a gradient.
+            margin has a gradient, until its acceptance falls in a corner of the event.
         max_levels: levels after which a run gives up. levels: fixed thresholds instead of adaptive ones.
         posterior_draws: rows given catastrophe over all runs. seed: reproduces. progress: show a bar.
 
@@ -70,6 +70,7 @@ def run_smc(
     started = time.perf_counter()
     require_sound(problem)
     with problem.metered() as meter:
+        may_switch = moves is None
         moves = moves or ("gradient" if _has_gradient(problem) else "pcn")
         proposal = _start(problem, guide)
         results: list[Run] = []
@@ -81,7 +82,7 @@ def run_smc(
                 state = evaluate(problem, u.to(problem.dtype), moves)
                 results.append(
                     run_levels(
-                        problem, state, log_weight, keep=keep, move=moves, max_levels=max_levels,
+                        problem, state, log_weight, tuning=Tuning(moves, keep), may_switch=may_switch, max_levels=max_levels,
                         posterior_draws=posterior_draws // runs, fixed_levels=levels,
                     )  # fmt: skip
                 )
@@ -94,7 +95,7 @@ def run_smc(
             posterior = posterior_of(problem, problem.from_normal(together), chains=runs)
     log_prob, std_error = combine(np.array([r.log_prob for r in results]))
     history = _history([r.levels for r in results])
-    status, remedy = _verdict(results, std_error, history["acceptance"], particles)
+    status, remedy = _verdict(results, std_error, history["acceptance"], particles, max_levels)
     return RiskEstimate(
         method=f"SMC {moves}" + (" from a guide" if guide is not None else ""),
         log_prob=log_prob, std_error=std_error, status=status, remedy=remedy, dof=runs - 1.0,
@@ -140,14 +141,21 @@ def combine(log_probs: np.ndarray) -> tuple[float, float]:
     return log_mean, max(relative, logarithmic) / math.sqrt(runs)
 
 
-def _verdict(results: list[Run], std_error: float, acceptance: np.ndarray, particles: int) -> tuple[Status, str]:
+def _verdict(
+    results: list[Run], std_error: float, acceptance: np.ndarray, particles: int, max_levels: int
+) -> tuple[Status, str]:
     reached = sum(math.isfinite(r.log_prob) for r in results)
     if reached == 0:
         best = max(r.best_margin for r in results)
         bound = decades(math.log10(3 / (particles * len(results))))
+        if max(len(r.levels) for r in results) >= max_levels:
+            return Status.NO_HITS, (
+                f"After {max_levels} levels the particles were still rising, at margin {best:.3g}; catastrophe is >= 0. Only "
+                f"P < {bound} is known, from the first draws. Raise max_levels."
+            )
         return Status.NO_HITS, (
             f"The particles stopped at margin {best:.3g}, catastrophe is >= 0: it cannot be reached under this input law, or "
-            f"the search is stuck. Only P < {bound} is known, from the first draws. Raise max_levels or particles."
+            f"the search is stuck. Only P < {bound} is known, from the first draws. Raise particles."
         )
     if reached < len(results) or not std_error <= LARGEST_ERROR:
         return Status.RUNS_DISAGREE, (

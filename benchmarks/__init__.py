@@ -1,0 +1,1 @@
+"""Studies behind `make bench`: each measures, and writes its own section of RESULTS.md with the command that repeats it."""

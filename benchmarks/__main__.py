@@ -1,0 +1,32 @@
+"""`python -m benchmarks [study ...]`: run studies; without names, all of them."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from importlib import import_module
+
+import torch
+
+from benchmarks.results import write_section
+
+STUDIES = ("linear_gaussian", "consistency_checks", "excluded_catastrophe", "digits", "particles")
+
+
+def main(names: list[str]) -> None:
+    """Run the named studies in order."""
+    unknown = [name for name in names if name not in STUDIES]
+    if unknown:
+        sys.exit(f"No study {unknown[0]!r}. There are: {', '.join(STUDIES)}.")
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore", FutureWarning)
+    for name in names or STUDIES:
+        study = import_module(f"benchmarks.{name}")
+        started = time.perf_counter()
+        text = study.run()
+        write_section(name, study.TITLE, text, time.perf_counter() - started)
+        print(f"{study.TITLE}\n\n{text}\n")
+
+
+main(sys.argv[1:])
