@@ -35,7 +35,7 @@ def monte_carlo(
         PreflightError: the problem is not sound.
 
     Example:
-        >>> law = torch.distributions.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> monte_carlo(RiskProblem(lambda x: x[:, 0], law), calls=1000, progress=False).hits[1]
         1000
     """

@@ -57,8 +57,8 @@ class RiskEstimate:
         survival: (thresholds, log Pr[margin > threshold]), where the method passes through them.
 
     Example:
-        >>> print(RiskEstimate("by hand", math.log(1e-6), 0.1).prob)
-        1e-06
+        >>> print(f"{RiskEstimate('by hand', math.log(1e-6), 0.1).prob:.1e}")
+        1.0e-06
     """
 
     method: str

@@ -79,7 +79,7 @@ def fit_layerwise(
     return replace(
         believed, method=f"layerwise {family.label}", status=status, remedy=remedy,
         forward_calls=meter.forward_calls, gradient_calls=meter.gradient_calls, flops=problem.flops(meter),
-        seconds=time.perf_counter() - started, seed=seed, problem=problem.name, guide=guide, posterior={},
+        seconds=time.perf_counter() - started, seed=seed, problem=problem.name, guide=guide, posterior={}, survival=None,
         evidence=dict(believed.evidence) | {"fitted_draws": float(draws)},
         settings={"family": repr(family), "draws": draws, "particles": particles},
     )  # fmt: skip

@@ -7,6 +7,7 @@ product. At 1024 particles that is most of an SVI step (see `benchmarks/RESULTS.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -37,13 +38,13 @@ class SphericalNormal(TorchDistribution):
         """Mean."""
         return self.mean_
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> SphericalNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SphericalNormal:
         """The law with its mean expanded."""
         return SphericalNormal(self.mean_.expand(*batch_shape, *self.event_shape), self.sigma, len(self.event_shape))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample with gradients."""
-        shape = self._extended_shape(sample_shape)
+        shape = self._extended_shape(torch.Size(sample_shape))
         return self.mean_ + self.sigma * torch.randn(shape, dtype=self.mean_.dtype, device=self.mean_.device)
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ppl_risk.errors import PreflightError
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
+from ppl_risk.reachability import reachable
 
 TOLERANCE = 1e-4  # relative to the spread of the margins; batched and single products differ in the last bits
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -57,7 +58,7 @@ def check(problem: RiskProblem, *, draws: int = 2000, seed: int = 0) -> Prefligh
         problem: the problem. draws: pilot draws of the reachability check. seed: reproduces them.
 
     Example:
-        >>> law = torch.distributions.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> check(RiskProblem(lambda x: x.sum(-1) - 1.0, law)).ok
         True
     """
@@ -90,7 +91,7 @@ def _examine(problem: RiskProblem, seed: int, draws: int) -> list[Finding]:
                     return findings
             if draws:
                 with seeded(seed, problem.device):
-                    findings.append(_reachable(problem, draws))
+                    findings.append(Finding("reachable", *reachable(problem, draws)))
     finally:
         problem._meters = meters
     return findings
@@ -253,45 +254,6 @@ def _input_law(problem: RiskProblem) -> Result:
     except ValueError as error:
         return "note", str(error)
     return f"{type(problem.inputs).__name__}, {transport.dimension} standard normals"
-
-
-def _reachable(problem: RiskProblem, draws: int) -> Finding:
-    margin = problem.margin(problem.sample(draws))
-    hits, best = int((margin >= 0).sum()), float(margin.max())
-    if hits > draws // 10:
-        return Finding("reachable", "note", (
-            f"{hits} of {draws} pilot draws are catastrophes (P about {hits / draws:.2f}): not rare, plain Monte Carlo will "
-            "do. Is the sign of the margin right? Catastrophe is margin >= 0."
-        ))  # fmt: skip
-    if hits:
-        return Finding("reachable", "ok", f"{hits} of {draws} pilot draws are catastrophes")
-    if float(margin.std()) == 0.0:
-        return Finding("reachable", "note", (
-            f"All {draws} pilot draws have the margin {best:.3g}: there is nothing to climb on. Return a margin that grows "
-            "towards the catastrophe."
-        ))  # fmt: skip
-    with torch.enable_grad():
-        best = max(best, _climb(problem))
-    if best >= 0:
-        return Finding("reachable", "ok", f"no catastrophe in {draws} pilot draws, but gradient ascent finds one")
-    return Finding("reachable", "note", (
-        f"The highest margin found by {draws} draws and gradient ascent is {best:.3g}; catastrophe is >= 0. Either it "
-        f"cannot be reached under this input law or the search is stuck. All that is known is P < {3 / draws:.1e}."
-    ))  # fmt: skip
-
-
-def _climb(problem: RiskProblem, starts: int = 16, steps: int = 40) -> float:
-    """Highest margin on normalised gradient ascent in the normal space, from several starts."""
-    try:
-        u = torch.randn(starts, problem.transport.dimension, device=problem.device)
-    except ValueError:
-        return -torch.inf
-    best = -torch.inf
-    for _ in range(steps):
-        margin, gradient = problem.margin_and_gradient(u)
-        best = max(best, float(margin.max()))
-        u = u + 0.25 * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return best
 
 
 def _first_line(error: Exception) -> str:

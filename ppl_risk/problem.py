@@ -48,7 +48,7 @@ class RiskProblem:
         UnknownNameError: `layers` names a module that does not exist.
 
     Example:
-        >>> law = torch.distributions.Normal(torch.zeros(2), 1.0).to_event(1)
+        >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> RiskProblem(lambda x: x.sum(-1) - 9.0, law).margin(torch.zeros(4, 2)).shape
         torch.Size([4])
     """
@@ -68,13 +68,12 @@ class RiskProblem:
         if not isinstance(inputs, Distribution):
             raise RiskError(
                 f"inputs must be a torch or Pyro distribution, got {type(inputs).__name__}. "
-                "For example: torch.distributions.Normal(torch.zeros(64), 1.0).to_event(1)."
+                "For example: torch.distributions.Independent(torch.distributions.Normal(torch.zeros(64), 1.0), 1)."
             )
         if inputs.batch_shape != torch.Size():
             raise RiskError(
                 f"inputs has batch shape {tuple(inputs.batch_shape)}: that is many laws, one input is wanted. "
-                f"Call .to_event({len(inputs.batch_shape)}) on it (pyro) or wrap it in "
-                f"torch.distributions.Independent(inputs, {len(inputs.batch_shape)})."
+                f"Wrap it: torch.distributions.Independent(inputs, {len(inputs.batch_shape)})."
             )
         self.network = network
         self.inputs = inputs

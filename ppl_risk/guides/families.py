@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from ppl_risk.activations import INPUT, Site
 from ppl_risk.guides.guide import Guide
@@ -24,6 +24,7 @@ from ppl_risk.guides.laws import FullNormal, LawFamily, LowRankNormal, Normal
 Groups = Sequence[tuple[Sequence[Site], LawFamily]]
 
 
+@runtime_checkable
 class Family(Protocol):
     """What `fit_svi` and `fit_layerwise` ask of a guide family."""
 

@@ -6,6 +6,7 @@ vanishes as the guide approaches the posterior (Roeder, Wu, Duvenaud 2017, "Stic
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,13 +29,13 @@ class PathGradient(TorchDistribution):
         """Support of the law."""
         return self.live.support
 
-    def expand(self, batch_shape: torch.Size, _instance: object = None) -> PathGradient:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> PathGradient:
         """Both laws, expanded."""
         return PathGradient(self.live.expand(batch_shape), self.frozen.expand(batch_shape))
 
-    def rsample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - torch's own signature
+    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample with gradients."""
-        return self.live.rsample(sample_shape)
+        return self.live.rsample(torch.Size(sample_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats, whose gradient goes through the value alone."""

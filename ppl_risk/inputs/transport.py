@@ -25,7 +25,7 @@ class Transport:
     """The map u -> x, (..., dimension) -> (..., *event_shape), that turns N(0, I) into the input law.
 
     Example:
-        >>> T = transport_of(torch.distributions.Normal(torch.zeros(3), 2.0).to_event(1))
+        >>> T = transport_of(torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3)))
         >>> T(torch.ones(5, 3)).shape
         torch.Size([5, 3])
     """

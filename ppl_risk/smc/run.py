@@ -104,7 +104,7 @@ def run_smc(
         evidence={
             "runs": float(runs), "run_spread": std_error * math.sqrt(runs), "levels": float(history["threshold"].shape[1]),
             "lowest_acceptance": float(np.nanmin(np.append(history["acceptance"], 1.0))),
-            "ess": float(np.nanmin(history["ess"])), "best_margin": max(r.best_margin for r in results),
+            "fewest_survivors": float(np.nanmin(history["ess"])), "best_margin": max(r.best_margin for r in results),
         },
         posterior=posterior, history={"smc_history": history}, survival=_survival(results),
         settings={"particles": particles, "runs": runs, "keep": keep, "moves": moves, "guide": guide is not None},
