@@ -55,7 +55,7 @@ def estimate(
     if resume is not None:
         request = RunFolder(resume).request()
     elif model:
-        parameters = _parameters(set)
+        parameters = _parameters(model, set)
         request = Request(model, list(recipes) or list_recipes(), parameters, str(weights) if weights else None, seed)
     else:
         raise RiskError("Which model? For example: ppl-risk estimate digits. `ppl-risk list` names them all.")
@@ -132,7 +132,7 @@ def check(model: str, *, set: Set = [], weights: Weights = None) -> int:  # noqa
     """
     from ppl_risk.preflight import check as preflight
 
-    problem = _load(model, _parameters(set), str(weights) if weights else None)
+    problem = _load(model, _parameters(model, set), str(weights) if weights else None)
     found = preflight(problem)
     print(f"{problem}\n{found}")
     return BELIEVE if found.ok else MISTAKE
@@ -211,26 +211,15 @@ def _load(model: str, parameters: dict[str, object], weights: str | None) -> Ris
     return problem
 
 
-def _parameters(pairs: list[str]) -> dict[str, object]:
-    """name=value pairs; a value that reads as a number or a boolean is one."""
+def _parameters(model: str, pairs: list[str]) -> dict[str, object]:
+    """What --set gave, as the model's own types."""
     from ppl_risk.errors import RiskError
+    from ppl_risk.zoo import read_parameters
 
-    found: dict[str, object] = {}
     for pair in pairs:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
+        if not pair.partition("=")[0] or "=" not in pair:
             raise RiskError(f"--set takes name=value, got {pair!r}. For example: --set dimension=200.")
-        found[name] = _value(value)
-    return found
-
-
-def _value(text: str) -> object:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return {"true": True, "false": False}.get(text.lower(), text)
+    return read_parameters(model, {name: value for name, _, value in (pair.partition("=") for pair in pairs)})
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -82,6 +82,32 @@ def load_recipe(recipe: str) -> Callable[..., RiskEstimate]:
         'infer'
     """
     return _find(recipe, "inference", "infer", None)
+
+
+def read_parameters(model: str, texts: dict[str, str]) -> dict[str, object]:
+    """Parameters typed as text, each read as the type of the model's default for it.
+
+    Raises:
+        RiskError: a text that does not read as that type. UnknownNameError: a parameter the model does not take.
+    """
+    make = _find(model, "models", "problem", "problem.py")
+    _check_parameters(make, model, texts)
+    accepted = inspect.signature(make).parameters
+    return {name: _read_as(accepted[name].default if name in accepted else "", name, text) for name, text in texts.items()}
+
+
+def _read_as(default: object, name: str, text: str) -> object:
+    if isinstance(default, bool):
+        if text.lower() not in ("true", "false"):
+            raise RiskError(f"{name} is true or false, got {text!r}.")
+        return text.lower() == "true"
+    if isinstance(default, int | float):
+        kind = type(default)
+        try:
+            return kind(text)
+        except ValueError as error:
+            raise RiskError(f"{name} is a number like {default!r}, got {text!r}.") from error
+    return text
 
 
 @dataclass(frozen=True)
@@ -157,7 +183,7 @@ def _load_file(path: Path) -> ModuleType:
     return module
 
 
-def _check_parameters(make: Callable[..., Any], model: str, parameters: dict[str, object]) -> None:
+def _check_parameters(make: Callable[..., Any], model: str, parameters: Mapping[str, object]) -> None:
     accepted = inspect.signature(make).parameters
     if any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         return
