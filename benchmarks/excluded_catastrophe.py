@@ -35,7 +35,10 @@ def run() -> str:
         problem = pr.load_model("excluded_catastrophe", leak=leak)
         truth = pr.load_truth("excluded_catastrophe", leak=leak)
         assert truth is not None
-        row: dict[str, object] = {"leak": leak, "truth": "0" if math.isinf(truth.log_prob) else f"{truth.log_prob / LOG10:.2f}"}
+        row: dict[str, object] = {
+            "leak": leak,
+            "truth": "0" if math.isinf(truth.log_prob) else f"{truth.log_prob / LOG10:.2f}",
+        }
         for name, family in (("mean-field", pr.guides.MeanField()), ("full", pr.guides.Full())):
             row[f"{name}, own tail"] = cell(pr.fit_layerwise(problem, family, draws=20_000, seed=0, progress=False))
         for name, family in (("mean-field", pr.guides.MeanField()), ("network", pr.guides.Network())):

@@ -59,7 +59,9 @@ def run() -> str:
                 guide(model.margin_spread)
                 times = [step_ms(model, guide, n, model.margin_spread) for n in COUNTS]
             rows.append(_row(name, label, times))
-    return f"Milliseconds a step, median of {REPEATS}; all on the same activation model, validation off.\n\n{table(rows)}"
+    return (
+        f"Milliseconds a step, median of {REPEATS}; all on the same activation model, validation off.\n\n{table(rows)}"
+    )
 
 
 def _row(network: str, guide: str, times: list[float]) -> dict[str, object]:

@@ -60,7 +60,8 @@ print(counted)
 # %%
 families = {"mean-field": pr.guides.MeanField(), "low-rank": pr.guides.LowRank(rank=8), "network": pr.guides.Network()}
 estimates = {
-    name: pr.fit_svi(problem, family, steps=steps, draws=draws, seed=0, progress=False) for name, family in families.items()
+    name: pr.fit_svi(problem, family, steps=steps, draws=draws, seed=0, progress=False)
+    for name, family in families.items()
 }
 print(estimates["low-rank"])
 
@@ -128,7 +129,12 @@ for ax, image, title in zip(
     axes, (clean, posterior[0], posterior.mean(0) - clean.numpy()), ("clean", "misread", "mean push"), strict=True
 ):
     limit = float(abs(image).max())
-    ax.imshow(image, cmap="RdBu_r" if title == "mean push" else "gray_r", vmin=-limit if title == "mean push" else 0, vmax=limit)
+    ax.imshow(
+        image,
+        cmap="RdBu_r" if title == "mean push" else "gray_r",
+        vmin=-limit if title == "mean push" else 0,
+        vmax=limit,
+    )
     ax.set_title(title)
     ax.axis("off")
 plt.show()

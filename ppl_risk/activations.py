@@ -200,7 +200,9 @@ def check_batching(
     """
     rows = {name: value[:5] for name, value in values.items()}
     together = log_density(model, rows, *args)
-    alone = torch.cat([log_density(model, {n: v[i : i + 1] for n, v in rows.items()}, *args) for i in range(len(together))])
+    alone = torch.cat(
+        [log_density(model, {n: v[i : i + 1] for n, v in rows.items()}, *args) for i in range(len(together))]
+    )
     gap = float((together - alone).abs().max())
     if not gap <= 1e-3 * (1.0 + float(alone.abs().max())):
         raise RiskError(

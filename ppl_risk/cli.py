@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 BELIEVE, WEAK, MISTAKE = 0, 2, 3
 
-app = App(name="ppl-risk", help="How likely is a catastrophe, when it is far too rare to sample?", version_flags=["--version"])
+app = App(
+    name="ppl-risk", help="How likely is a catastrophe, when it is far too rare to sample?", version_flags=["--version"]
+)
 
-Set = Annotated[list[str], Parameter(name="--set", help="Parameter of the model, name=value; may be repeated.", negative="")]
+Set = Annotated[
+    list[str], Parameter(name="--set", help="Parameter of the model, name=value; may be repeated.", negative="")
+]
 Weights = Annotated[Path | None, Parameter(help="Weights for the network: .safetensors, or .pt holding a state_dict.")]
 
 
@@ -73,14 +77,18 @@ def estimate(
     else:
         run = RunFolder(resume)
         if request.fingerprint != known:
-            raise RiskError(f"{resume} was run on another network or input law than {request.model} is now. Start a new run.")
+            raise RiskError(
+                f"{resume} was run on another network or input law than {request.model} is now. Start a new run."
+            )
     finished = dict(run.finished(request))
     for name in request.recipes:
         if name not in finished:
             finished[name] = _infer(infer[name], problem, request.seed, not quiet)
             run.add(request, name, finished[name])
         print(f"\n[{name}]\n{finished[name]}")
-    result = compare_estimates({n: finished[n] for n in request.recipes}, load_truth(request.model, **request.parameters))
+    result = compare_estimates(
+        {n: finished[n] for n in request.recipes}, load_truth(request.model, **request.parameters)
+    )
     run.conclude(request, result)
     print(f"\n{result}\n\nsaved     {run.path}/ (report.html, result.json, one folder a recipe)")
     return BELIEVE if result.best else WEAK
@@ -146,7 +154,11 @@ def list_() -> int:
     print("models")
     for name in list_models():
         card = shelf("models") / name / "card.md"
-        lines = [line for line in card.read_text().splitlines() if line and not line.startswith("#")] if card.exists() else [""]
+        lines = (
+            [line for line in card.read_text().splitlines() if line and not line.startswith("#")]
+            if card.exists()
+            else [""]
+        )
         print(f"  {name:<22} {lines[0]}")
     print("recipes")
     for name in list_recipes():
@@ -206,7 +218,9 @@ def _load(model: str, parameters: dict[str, object], weights: str | None) -> Ris
     problem = load_model(model, **parameters)
     if weights:
         if not isinstance(problem.network, nn.Module):
-            raise RiskError(f"--weights needs a network that is an nn.Module; {model} has a {type(problem.network).__name__}.")
+            raise RiskError(
+                f"--weights needs a network that is an nn.Module; {model} has a {type(problem.network).__name__}."
+            )
         print(f"weights   {weights}  sha256 {load_weights(problem.network, weights)}")
     return problem
 

@@ -79,4 +79,3 @@ def survival_of(margins: np.ndarray, points: int = 60) -> tuple[np.ndarray, np.n
     ordered = np.sort(margins)[::-1]
     ranks = np.unique(np.geomspace(1, len(ordered), points).astype(int))
     return ordered[ranks - 1].astype(float)[::-1].copy(), np.log(ranks / len(ordered))[::-1].copy()
-

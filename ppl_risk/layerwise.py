@@ -55,9 +55,13 @@ def fit_layerwise(
     """
     family = LowRank() if family is None else family
     if family.coordinates != "activation":
-        raise RiskError(f"{family.label} lives in noise coordinates: its tail is the network's own. Use ppl_risk.run_smc.")
+        raise RiskError(
+            f"{family.label} lives in noise coordinates: its tail is the network's own. Use ppl_risk.run_smc."
+        )
     if not problem.cut:
-        raise RiskError("The problem has no layers to model; a plain callable has one site, the input. Pass an nn.Module.")
+        raise RiskError(
+            "The problem has no layers to model; a plain callable has one site, the input. Pass an nn.Module."
+        )
     started = time.perf_counter()
     require_sound(problem)
     fit_seed, smc_seed = child_seeds(seed, 2)
@@ -69,7 +73,7 @@ def fit_layerwise(
             guide.fit(model.pilot)
         # A presumption can be wrong by hundreds of decades, and the levels to see it are cheap in the guide's law.
         believed = run_smc(
-            believed_problem(problem, guide), particles=particles, max_levels=3000, seed=smc_seed, progress=progress
+            believed_problem(problem, guide), particles=particles, max_levels=400, seed=smc_seed, progress=progress
         )  # fmt: skip
     status, remedy = Status.MODEL_ONLY, (
         "This is what the family presumes. Compare families, and hold it against ppl_risk.run_smc where that is affordable."
@@ -98,7 +102,9 @@ def believed_problem(problem: RiskProblem, guide: Guide) -> RiskProblem:
         return problem.run(problem.from_normal(values["input"]), replace_by_draw)
 
     standard = torch.distributions.Normal(torch.zeros(law.dimension, device=problem.device), 1.0)
-    return RiskProblem(rest_of_network, torch.distributions.Independent(standard, 1), name=f"{problem.name} (guide's law)")
+    return RiskProblem(
+        rest_of_network, torch.distributions.Independent(standard, 1), name=f"{problem.name} (guide's law)"
+    )
 
 
 class GuideLaw:
@@ -110,7 +116,9 @@ class GuideLaw:
         with torch.no_grad():
             for group in guide.groups:
                 law = group.law.distribution()
-                self.maps.append((group, law.mean, _root(law), slice(self.dimension, self.dimension + group.law.dimension)))
+                self.maps.append(
+                    (group, law.mean, _root(law), slice(self.dimension, self.dimension + group.law.dimension))
+                )
                 self.dimension += group.law.dimension
 
     def values(self, z: Tensor) -> dict[str, Tensor]:

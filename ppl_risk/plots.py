@@ -80,7 +80,9 @@ def plot_survival(estimates: Mapping[str, RiskEstimate], ax: Axes | None = None)
     if not drawn:
         raise RiskError("None of these estimates has a survival curve; run_smc and monte_carlo have.")
     ax.axvline(0, color=INK, lw=1, ls="--")
-    ax.annotate("catastrophe", (0, 1), (4, -10), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8)
+    ax.annotate(
+        "catastrophe", (0, 1), (4, -10), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=8
+    )
     ax.set_xlabel("margin threshold t")
     ax.set_ylabel("log10 Pr[margin > t]")
     ax.legend(frameon=False)

@@ -182,7 +182,9 @@ def _shapes(problem: RiskProblem) -> Result:
     if not isinstance(margin, Tensor):
         return "error", f"{name} returned {type(margin).__name__}; it must return a tensor of shape (3,) for 3 inputs."
     if margin.shape != (3,):
-        hint = "Did you forget to choose an output, e.g. y[:, 3]?" if margin.dim() > 1 else "Did a reduction lose dim=-1?"
+        hint = (
+            "Did you forget to choose an output, e.g. y[:, 3]?" if margin.dim() > 1 else "Did a reduction lose dim=-1?"
+        )
         return "error", (
             f"{name} returned shape {tuple(margin.shape)} for 3 inputs; it must return one margin per row, shape (3,). {hint}"
         )

@@ -176,7 +176,9 @@ def optimise(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _step_size(step / max(steps, 1)))
     average, averaged = [torch.zeros_like(p) for p in parameters], 0
     losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
-    bar = tqdm(_temperatures(steps, model.margin_spread, start, temperature), total=steps, disable=not progress, desc="SVI")
+    bar = tqdm(
+        _temperatures(steps, model.margin_spread, start, temperature), total=steps, disable=not progress, desc="SVI"
+    )
     for step, current in enumerate(bar):
         # `check_batching` has validated the shapes; validating every value costs a fifth of a step.
         with pyro.validation_enabled(False):

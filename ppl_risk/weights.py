@@ -39,7 +39,9 @@ def _read(file: Path) -> dict[str, torch.Tensor]:
         except SafetensorError as error:
             raise RiskError(f"{file.name} is not a readable safetensors file: {error}.") from error
     if file.suffix == ".pt2":
-        raise UntrustedFileError(f"{file.name} is an exported program, which can run code when loaded. Not opened. {_ASK}")
+        raise UntrustedFileError(
+            f"{file.name} is an exported program, which can run code when loaded. Not opened. {_ASK}"
+        )
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

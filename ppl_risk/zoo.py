@@ -93,7 +93,9 @@ def read_parameters(model: str, texts: dict[str, str]) -> dict[str, object]:
     make = _find(model, "models", "problem", "problem.py")
     _check_parameters(make, model, texts)
     accepted = inspect.signature(make).parameters
-    return {name: _read_as(accepted[name].default if name in accepted else "", name, text) for name, text in texts.items()}
+    return {
+        name: _read_as(accepted[name].default if name in accepted else "", name, text) for name, text in texts.items()
+    }
 
 
 def _read_as(default: object, name: str, text: str) -> object:
@@ -126,7 +128,9 @@ def load_truth(model: str, **parameters: object) -> Truth | None:
     file = _folder(model) / "truth.json"
     if not file.exists():
         return None
-    defaults = {n: p.default for n, p in inspect.signature(_find(model, "models", "problem", "problem.py")).parameters.items()}
+    defaults = {
+        n: p.default for n, p in inspect.signature(_find(model, "models", "problem", "problem.py")).parameters.items()
+    }
     wanted = defaults | parameters
     for entry in json.loads(file.read_text())["entries"]:
         if defaults | entry["parameters"] == wanted:
@@ -170,7 +174,9 @@ def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        raise UnknownNameError(f"Python finds no module {error.name!r} (looked for {name!r} from {Path.cwd()}).") from error
+        raise UnknownNameError(
+            f"Python finds no module {error.name!r} (looked for {name!r} from {Path.cwd()})."
+        ) from error
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -11,7 +11,19 @@ import ppl_risk
 
 ROOT = Path(ppl_risk.__file__).parent
 FLOORS = (
-    {"errors", "randomness", "normal", "network", "inputs", "problem", "estimate", "storage", "preflight", "reachability", "weights"},
+    {
+        "errors",
+        "randomness",
+        "normal",
+        "network",
+        "inputs",
+        "problem",
+        "estimate",
+        "storage",
+        "preflight",
+        "reachability",
+        "weights",
+    },
     {"activations"},
     {"guides"},
     {"posterior", "importance", "crude_monte_carlo", "svi", "smc", "layerwise"},

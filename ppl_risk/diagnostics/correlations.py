@@ -50,7 +50,9 @@ def busiest_units(draws: Mapping[str, np.ndarray], most: int = 12) -> dict[str, 
     return {name: np.sort(np.argsort(-v.var(0))[:most]) for name, v in draws.items()}
 
 
-def layer_correlation(draws: Mapping[str, np.ndarray], units: Mapping[str, Sequence[int] | np.ndarray]) -> LayerCorrelation:
+def layer_correlation(
+    draws: Mapping[str, np.ndarray], units: Mapping[str, Sequence[int] | np.ndarray]
+) -> LayerCorrelation:
     """Correlations between the chosen units of all layers; units that never move have none and are shown as 0."""
     columns, layers, start = [], [], 0
     for name, chosen in units.items():

@@ -67,7 +67,9 @@ def defensive_mixture(law: td.Distribution, *, defensive: float = 0.1, floor: fl
     shifted = [dist.Normal(mean, 1.0).to_event(1) for mean in means]
     rest = 1 - defensive
     shares = [defensive, rest / 2] + [rest / 2 / len(shifted)] * len(shifted)
-    return Proposal([prior, floored(law, floor), *shifted], torch.tensor(shares, dtype=torch.float64, device=means.device))
+    return Proposal(
+        [prior, floored(law, floor), *shifted], torch.tensor(shares, dtype=torch.float64, device=means.device)
+    )
 
 
 def component_means(law: td.Distribution) -> Float[Tensor, "components d"]:

@@ -109,6 +109,8 @@ def verdict(result: ImportanceResult) -> tuple[Status, str]:
 def resample(draws: Weighted, rows: int) -> Float[Tensor, "rows d"]:
     """Equal-weight draws of u given catastrophe, by systematic resampling of the weighted ones, in random order."""
     weight = draws.log_weight.softmax(0)
-    places = (torch.arange(rows, dtype=torch.float64, device=weight.device) + torch.rand((), device=weight.device)) / rows
+    places = (
+        torch.arange(rows, dtype=torch.float64, device=weight.device) + torch.rand((), device=weight.device)
+    ) / rows
     index = torch.searchsorted(weight.cumsum(0), places).clamp(max=len(weight) - 1)
     return draws.u[index[torch.randperm(rows, device=weight.device)]]

@@ -15,7 +15,9 @@ def systematic(log_weight: Float[Tensor, " particles"], count: int) -> Int[Tenso
         [0, 0, 0]
     """
     weight = log_weight.double().softmax(0)
-    places = (torch.arange(count, device=weight.device) + torch.rand((), dtype=torch.float64, device=weight.device)) / count
+    places = (
+        torch.arange(count, device=weight.device) + torch.rand((), dtype=torch.float64, device=weight.device)
+    ) / count
     # A place beyond the rounded total belongs to the last particle that has weight.
     last = int(torch.nonzero(weight)[-1])
     index = torch.searchsorted(weight.cumsum(0), places, right=True).clamp(max=last)

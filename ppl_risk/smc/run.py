@@ -66,7 +66,9 @@ def run_smc(
     if moves is not None and moves not in MOVES:
         raise RiskError(f"moves must be one of {sorted(MOVES)}, got {moves!r}.")
     if runs < 2 or particles < 20:
-        raise RiskError(f"At least 2 runs of 20 particles are needed for an interval, got runs={runs}, particles={particles}.")
+        raise RiskError(
+            f"At least 2 runs of 20 particles are needed for an interval, got runs={runs}, particles={particles}."
+        )
     started = time.perf_counter()
     require_sound(problem)
     with problem.metered() as meter:
@@ -82,8 +84,14 @@ def run_smc(
                 state = evaluate(problem, u.to(problem.dtype), moves)
                 results.append(
                     run_levels(
-                        problem, state, log_weight, tuning=Tuning(moves, keep), may_switch=may_switch, max_levels=max_levels,
-                        posterior_draws=posterior_draws // runs, fixed_levels=levels,
+                        problem,
+                        state,
+                        log_weight,
+                        tuning=Tuning(moves, keep),
+                        may_switch=may_switch,
+                        max_levels=max_levels,
+                        posterior_draws=posterior_draws // runs,
+                        fixed_levels=levels,
                     )  # fmt: skip
                 )
             bar.set_postfix_str(f"log10 p {results[-1].log_prob / LOG10:.2f}")
@@ -91,7 +99,8 @@ def run_smc(
         posterior = {}
         if len(rows) == runs:
             shortest = min(map(len, rows))
-            together = torch.cat([r[torch.randperm(len(r))[:shortest]] for r in rows])
+            with seeded(seed, problem.device):
+                together = torch.cat([r[torch.randperm(len(r), device=r.device)[:shortest]] for r in rows])
             posterior = posterior_of(problem, problem.from_normal(together), chains=runs)
     log_prob, std_error = combine(np.array([r.log_prob for r in results]))
     history = _history([r.levels for r in results])

@@ -1,0 +1,37 @@
+"""What the README and the notebooks show is run."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ENVIRONMENT = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "TQDM_DISABLE": "1"}
+
+
+def test_the_first_example_runs(tmp_path):
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert code is not None
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code.group(1)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "Believe svi" in ran.stdout
+
+
+@pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)
+def test_notebooks_run(notebook, tmp_path):
+    ran = subprocess.run([sys.executable, str(notebook)], cwd=tmp_path, capture_output=True, text=True, env=ENVIRONMENT)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_every_local_link_exists():
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "models").rglob("*.md")]
+    links = [(p, target) for p in pages for target in re.findall(r"\]\(([^)#:]+)\)", p.read_text())]
+    assert [f"{p.name}: {target}" for p, target in links if not (p.parent / target).exists()] == []

@@ -1,0 +1,119 @@
+"""One contract, run over every estimator: what a `RiskEstimate` must carry, whoever made it."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from builders import linear_gaussian
+
+import ppl_risk as pr
+
+ESTIMATORS = {
+    "monte_carlo": lambda p, seed: pr.monte_carlo(p, calls=20_000, seed=seed, progress=False),
+    "svi_mean_field": lambda p, seed: pr.fit_svi(
+        p, pr.guides.MeanField(), steps=150, draws=1500, posterior_draws=40, seed=seed, progress=False
+    ),
+    "svi_network": lambda p, seed: pr.fit_svi(
+        p, pr.guides.Network(), steps=100, draws=1500, posterior_draws=40, seed=seed, progress=False
+    ),
+    "layerwise_full": lambda p, seed: pr.fit_layerwise(
+        p, pr.guides.Full(), draws=4000, particles=400, seed=seed, progress=False
+    ),
+    "smc_pcn": lambda p, seed: pr.run_smc(p, particles=400, moves="pcn", posterior_draws=40, seed=seed, progress=False),
+    "smc_gradient": lambda p, seed: pr.run_smc(p, particles=400, posterior_draws=40, seed=seed, progress=False),
+}
+
+
+@pytest.fixture(scope="module")
+def known():
+    return linear_gaussian(5, 2.5)
+
+
+@pytest.fixture(scope="module", params=ESTIMATORS)
+def made(request, known):
+    with known.problem.metered() as meter:
+        estimate = ESTIMATORS[request.param](known.problem, 0)
+    return request.param, estimate, meter
+
+
+def test_the_number_is_right_within_its_own_error(made, known):
+    _, estimate, _ = made
+    assert abs(estimate.log_prob - known.log_prob) < 4 * estimate.std_error
+    assert 0 < estimate.std_error < 0.5
+    low, high = estimate.interval(0.9)
+    assert low < estimate.log_prob < high <= 0
+    wide = estimate.interval(0.99)
+    assert wide[0] < low
+    assert wide[1] > high
+
+
+def test_cost_is_booked(made, known):
+    _, estimate, meter = made
+    # The meter around the call also sees the preflight's rows, which are not booked: they are switched off there.
+    assert estimate.forward_calls == meter.forward_calls > 0
+    assert estimate.gradient_calls == meter.gradient_calls
+    assert estimate.flops == pytest.approx(known.problem.flops(meter))
+    assert estimate.seconds > 0
+
+
+def test_status_and_remedy(made):
+    _, estimate, _ = made
+    assert estimate.status.believable or estimate.remedy
+    assert estimate.status.name in str(estimate)
+    assert estimate.problem == "linear(5)"
+    assert estimate.seed == 0
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_does_not(made, known):
+    name, estimate, _ = made
+    assert ESTIMATORS[name](known.problem, 0).log_prob == estimate.log_prob
+    assert ESTIMATORS[name](known.problem, 1).log_prob != estimate.log_prob
+
+
+def test_the_callers_random_state_is_left_alone(made, known):
+    name, _, _ = made
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    ESTIMATORS[name](known.problem, 2)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_posterior_draws_are_catastrophes(made, known):
+    name, estimate, _ = made
+    if name == "layerwise_full":
+        assert estimate.posterior == {}
+        return
+    x = estimate.posterior["x"]
+    assert x.shape[0] == 4
+    assert x.shape[2:] == (5,)
+    assert {"0", "1", "margin"} <= set(estimate.posterior)
+    margin = known.problem.margin(torch.as_tensor(x.reshape(-1, 5)))
+    assert bool((margin >= 0).all())
+    assert np.allclose(margin.detach(), estimate.posterior["margin"].reshape(-1), atol=1e-5)
+
+
+def test_it_survives_the_disk(made, tmp_path):
+    _, estimate, _ = made
+    estimate.save(str(tmp_path / "e"))
+    loaded = pr.RiskEstimate.load(str(tmp_path / "e"))
+    assert loaded.log_prob == estimate.log_prob
+    assert loaded.status is estimate.status
+    assert loaded.interval() == estimate.interval()
+    assert set(loaded.history) == set(estimate.history)
+    assert {k.replace(".", "_") for k in estimate.posterior} == set(loaded.posterior)
+
+
+def test_no_layers_no_problem(made):
+    """A plain callable has one site, the input; only the layerwise fit, which has nothing to model, refuses."""
+    name, _, _ = made
+    law = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), 1.0), 1)
+    problem = pr.RiskProblem(lambda x: x.sum(-1) - 3.0, law)
+    if name == "layerwise_full":
+        with pytest.raises(pr.RiskError, match="no layers"):
+            ESTIMATORS[name](problem, 0)
+        return
+    estimate = ESTIMATORS[name](problem, 0)
+    truth = math.log(0.5 * math.erfc(math.sqrt(3) / math.sqrt(2)))
+    assert abs(estimate.log_prob - truth) < 4 * estimate.std_error
