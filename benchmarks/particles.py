@@ -66,4 +66,5 @@ def run() -> str:
 
 def _row(network: str, guide: str, times: list[float]) -> dict[str, object]:
     cells = {f"{n} particles": f"{t:.2f}" for n, t in zip(COUNTS, times, strict=True)}
-    return {"network": network, "guide": guide} | cells | {"1024 / 1": f"{times[-1] / times[0]:.2f}"}
+    row: dict[str, object] = {"network": network, "guide": guide, **cells}
+    return row | {"1024 / 1": f"{times[-1] / times[0]:.2f}"}

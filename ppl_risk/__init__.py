@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from ppl_risk.activations import ActivationModel as ActivationModel
     from ppl_risk.comparison import Comparison as Comparison
     from ppl_risk.comparison import compare as compare
+    from ppl_risk.crude_monte_carlo import monte_carlo as monte_carlo
     from ppl_risk.errors import RiskError as RiskError
     from ppl_risk.estimate import RiskEstimate as RiskEstimate
     from ppl_risk.estimate import Status as Status
     from ppl_risk.layerwise import fit_layerwise as fit_layerwise
-    from ppl_risk.crude_monte_carlo import monte_carlo as monte_carlo
     from ppl_risk.preflight import check as check
     from ppl_risk.problem import RiskProblem as RiskProblem
     from ppl_risk.smc import run_smc as run_smc

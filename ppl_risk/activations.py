@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import pyro
 import torch
@@ -146,7 +147,7 @@ class ActivationModel:
         """Every site drawn from its law given the input rows u."""
         with torch.no_grad(), pyro.plate("draws", len(u)):
             conditioned = poutine.condition(self, data={INPUT: u})
-            trace = poutine.trace(poutine.block(conditioned, expose=list(self.sites))).get_trace()
+            trace: Any = poutine.trace(poutine.block(conditioned, expose=list(self.sites))).get_trace()
         return {name: trace.nodes[name]["value"] for name in self.sites}
 
     def prior_draws(self, draws: int) -> dict[str, Float[Tensor, "draws ..."]]:
@@ -173,7 +174,7 @@ def log_density(
     model: Callable[..., object], values: Mapping[str, Float[Tensor, "batch ..."]], *args: object
 ) -> Float[Tensor, " batch"]:
     """Sum of per-site log densities of any Pyro model written for one leading batch dimension, row by row."""
-    trace = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args)
+    trace: Any = poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args)
     trace.compute_log_prob()
     rows = next(iter(values.values())).shape[0]
     total = torch.zeros((), device=next(iter(values.values())).device)

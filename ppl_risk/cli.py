@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 
 if TYPE_CHECKING:
-    from ppl_risk.comparison import Comparison
     from ppl_risk.problem import RiskProblem
 
 BELIEVE, WEAK, MISTAKE = 0, 2, 3
@@ -31,7 +30,7 @@ Weights = Annotated[Path | None, Parameter(help="Weights for the network: .safet
 def estimate(
     model: str = "",
     *recipes: str,
-    set: Set = [],  # noqa: A002, B006 - the flag is called --set; cyclopts copies defaults
+    set: Set = [],  # noqa: B006 - cyclopts copies defaults
     weights: Weights = None,
     seed: int = 0,
     out: Path = Path("runs"),
@@ -131,7 +130,7 @@ def compare(*runs: Path) -> int:
 
 
 @app.command
-def check(model: str, *, set: Set = [], weights: Weights = None) -> int:  # noqa: A002, B006
+def check(model: str, *, set: Set = [], weights: Weights = None) -> int:  # noqa: B006
     """Preflight only: the mistakes that torch lets through in silence.
 
     Parameters

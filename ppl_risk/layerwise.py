@@ -114,7 +114,7 @@ class GuideLaw:
         self.maps = []
         self.dimension = 0
         with torch.no_grad():
-            for group in guide.groups:
+            for group in guide.parts():
                 law = group.law.distribution()
                 self.maps.append(
                     (group, law.mean, _root(law), slice(self.dimension, self.dimension + group.law.dimension))
@@ -132,8 +132,9 @@ class GuideLaw:
 
 def _root(law: Distribution) -> Tensor:
     """A square root of the covariance: the scales of a diagonal law, else the Cholesky factor."""
-    if hasattr(law, "scale_tril"):
-        return law.scale_tril
+    tril = getattr(law, "scale_tril", None)
+    if tril is not None:
+        return tril
     if isinstance(law, torch.distributions.Independent):
         return law.stddev
     raise RiskError(f"The tail of a {type(law).__name__} guide is not available here; use a Gaussian input law.")

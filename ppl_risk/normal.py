@@ -26,7 +26,7 @@ class SphericalNormal(TorchDistribution):
 
     has_rsample = True
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - the name and type are torch's
-    support = constraints.real
+    support: Any = constraints.real
 
     def __init__(self, mean: Tensor, sigma: float, event_dim: int) -> None:
         self.mean_, self.sigma = mean, sigma

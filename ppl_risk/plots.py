@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -109,7 +110,7 @@ def plot_correlations(estimates: Mapping[str, RiskEstimate], most: int = 12) -> 
         for start in starts[1:-1]:
             ax.axhline(start - 0.5, color=INK, lw=0.8)
             ax.axvline(start - 0.5, color=INK, lw=0.8)
-        middles = [(a + b - 1) / 2 for a, b in zip(starts[:-1], starts[1:], strict=True)]
+        middles = [(a + b - 1) / 2 for a, b in pairwise(starts)]
         names = [layer for layer, _ in found.layers]
         ax.set_xticks(middles, names, fontsize=8)
         ax.set_yticks(middles, names, fontsize=8)

@@ -8,7 +8,7 @@ from ppl_risk.problem import RiskProblem
 
 
 def reachable(problem: RiskProblem, draws: int) -> tuple[str, str]:
-    """ "ok" or "note", and what was found by pilot draws and gradient ascent."""
+    """Whether it is: "ok" or "note", and what was found by pilot draws and gradient ascent."""
     margin = problem.margin(problem.sample(draws))
     hits, best = int((margin >= 0).sum()), float(margin.max())
     if hits > draws // 10:

@@ -182,7 +182,8 @@ def _import(name: str) -> ModuleType:
 def _load_file(path: Path) -> ModuleType:
     name = f"ppl_risk_zoo_{path.resolve().parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # a .py file always has both
+    assert spec is not None  # a .py file always has a spec and a loader
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)

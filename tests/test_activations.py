@@ -5,11 +5,11 @@ import math
 import pyro
 import pytest
 import torch
-from builders import NETWORKS, assert_means, assert_within, linear_gaussian, standard
 from pyro import poutine
 from scipy.stats import norm
 from torch import nn
 
+from builders import NETWORKS, assert_means, assert_within, linear_gaussian, standard
 from ppl_risk.activations import INPUT, ActivationModel
 from ppl_risk.errors import RiskError
 from ppl_risk.problem import RiskProblem

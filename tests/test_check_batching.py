@@ -4,8 +4,8 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from builders import NETWORKS
 
+from builders import NETWORKS
 from ppl_risk.activations import ActivationModel, check_batching
 from ppl_risk.errors import RiskError
 

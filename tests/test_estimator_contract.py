@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import linear_gaussian
 
 import ppl_risk as pr
+from builders import linear_gaussian
 
 ESTIMATORS = {
     "monte_carlo": lambda p, seed: pr.monte_carlo(p, calls=20_000, seed=seed, progress=False),

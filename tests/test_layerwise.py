@@ -3,9 +3,9 @@
 import math
 
 import pytest
-from builders import assert_within, linear_gaussian, residual_problem, two_sided
 from scipy.stats import norm
 
+from builders import assert_within, linear_gaussian, residual_problem, two_sided
 from ppl_risk import fit_layerwise
 from ppl_risk.errors import RiskError
 from ppl_risk.estimate import Status

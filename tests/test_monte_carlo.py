@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import assert_within, linear_gaussian, orthant, standard
 from scipy.stats import binom, norm
 
+from builders import assert_within, linear_gaussian, orthant, standard
 from ppl_risk import monte_carlo
 from ppl_risk.estimate import Status, clopper_pearson
 from ppl_risk.problem import RiskProblem

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from builders import NETWORKS, first, standard
 from torch import nn
 
+from builders import NETWORKS, first, standard
 from ppl_risk.errors import UnknownNameError
 from ppl_risk.network import AFFINE
 from ppl_risk.problem import RiskProblem

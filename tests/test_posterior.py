@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from builders import NETWORKS
 
+from builders import NETWORKS
 from ppl_risk.posterior import posterior_of, to_chains
 
 

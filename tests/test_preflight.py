@@ -4,12 +4,12 @@ import re
 
 import pytest
 import torch
-from builders import first, residual_problem, standard
 from torch import nn
 
+from builders import first, residual_problem, standard
+from ppl_risk import monte_carlo
 from ppl_risk.errors import PreflightError
 from ppl_risk.layerwise import fit_layerwise
-from ppl_risk import monte_carlo
 from ppl_risk.preflight import check
 from ppl_risk.problem import RiskProblem
 from ppl_risk.smc import run_smc

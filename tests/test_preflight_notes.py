@@ -4,9 +4,9 @@ import re
 
 import pytest
 import torch
-from builders import first, linear_gaussian, standard
 from torch import nn
 
+from builders import first, linear_gaussian, standard
 from ppl_risk import monte_carlo
 from ppl_risk.preflight import check
 from ppl_risk.problem import RiskProblem

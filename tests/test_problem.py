@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from builders import NETWORKS, first, linear_gaussian, standard
 from torch import nn
 
+from builders import NETWORKS, first, linear_gaussian, standard
 from ppl_risk.errors import RiskError
 from ppl_risk.problem import RiskProblem
 

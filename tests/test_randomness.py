@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from builders import linear_gaussian
 
+from builders import linear_gaussian
 from ppl_risk import fit_layerwise, fit_svi, monte_carlo, run_smc
 from ppl_risk.preflight import check
 from ppl_risk.randomness import child_seeds, seeded

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import NETWORKS, assert_within, linear_gaussian, standard, two_sided
 
+from builders import NETWORKS, assert_within, linear_gaussian, standard, two_sided
 from ppl_risk import fit_svi
 from ppl_risk.errors import NoTransportError
 from ppl_risk.estimate import Status

@@ -1,4 +1,4 @@
-"""The twelve likeliest mistakes: each gives its own message or status on the command line, never a traceback, never a silent number."""
+"""The twelve likeliest mistakes: each gives its own message or status, never a traceback, never a silent number."""
 
 import os
 import subprocess

@@ -11,6 +11,7 @@ import json
 import math
 import platform
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -39,7 +40,7 @@ def adaptive(checks: int, threshold: float) -> float:
     with mpmath.workdps(30):
         slope = mpmath.sqrt(1 - mpmath.mpf(STRENGTH) ** 2)
 
-        def integrand(z: mpmath.mpf) -> mpmath.mpf:
+        def integrand(z: Any) -> Any:
             return mpmath.npdf(z) * mpmath.ncdf((STRENGTH * z - threshold) / slope) ** checks
 
         return float(mpmath.log(mpmath.quad(integrand, mpmath.linspace(-6, 20, 53))))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sklearn
 import torch
@@ -37,7 +37,7 @@ class Split(NamedTuple):
 
 def load_split(generator: torch.Generator) -> Split:
     """The data, divided at random."""
-    data = load_digits()
+    data: Any = load_digits()
     images, labels = torch.tensor(data.data / 16, dtype=torch.float32), torch.tensor(data.target)
     order = torch.randperm(len(labels), generator=generator)
     size = round(HELD_BACK * len(labels))

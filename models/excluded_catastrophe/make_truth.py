@@ -12,6 +12,7 @@ import json
 import math
 import platform
 from pathlib import Path
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -39,7 +40,7 @@ def over_comply(leak: float) -> float:
         variance = 1 + mpmath.mpf(leak) ** 2
         spread = mpmath.sqrt(variance - 1 / variance)
 
-        def integrand(c: mpmath.mpf) -> mpmath.mpf:
+        def integrand(c: Any) -> Any:
             return mpmath.npdf(c, 0, mpmath.sqrt(variance)) * mpmath.ncdf((-c / variance - THRESHOLD) / spread)
 
         return float(mpmath.log(mpmath.quad(integrand, mpmath.linspace(THRESHOLD, THRESHOLD + 12, 49))))

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from ppl_risk.activations import INPUT
 from ppl_risk.errors import RiskError
 from ppl_risk.estimate import RiskEstimate
+from ppl_risk.guides import Guide
 from ppl_risk.randomness import seeded
 
 
@@ -40,9 +40,9 @@ def layer_draws(estimate: RiskEstimate, draws: int = 2000) -> dict[str, np.ndarr
     return {name: v.reshape(len(v), -1) for name, v in values.items()}
 
 
-def guide_names(guide: torch.nn.Module) -> set[str]:
+def guide_names(guide: Guide) -> set[str]:
     """Sites of a guide."""
-    return {name for group in guide.groups for name in group.names}  # pyright: ignore[reportGeneralTypeIssues]
+    return {name for group in guide.parts() for name in group.names}
 
 
 def busiest_units(draws: Mapping[str, np.ndarray], most: int = 12) -> dict[str, np.ndarray]:

@@ -14,8 +14,8 @@ Each takes `input`, another law for the input part, which then stands apart from
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 from ppl_risk.activations import INPUT, Site
 from ppl_risk.guides.guide import Guide
@@ -71,7 +71,7 @@ class MeanField:
     input: LawFamily = Normal()
     coordinates: str = "activation"
     resolution: float = 0.1
-    label: ClassVar[str] = "mean-field"
+    label: str = field(init=False, default="mean-field")
 
     def bind(self, sites: Mapping[str, Site]) -> Guide:
         """The guide over these sites."""
@@ -90,7 +90,7 @@ class Block:
     input: LawFamily = FullNormal()
     coordinates: str = "activation"
     resolution: float = 0.1
-    label: ClassVar[str] = "block"
+    label: str = field(init=False, default="block")
 
     def bind(self, sites: Mapping[str, Site]) -> Guide:
         """The guide over these sites."""
@@ -133,7 +133,7 @@ class Full:
     input: LawFamily | None = None
     coordinates: str = "activation"
     resolution: float = 0.1
-    label: ClassVar[str] = "full"
+    label: str = field(init=False, default="full")
 
     def bind(self, sites: Mapping[str, Site]) -> Guide:
         """The guide over these sites."""
@@ -150,9 +150,9 @@ class Network:
     """
 
     input: LawFamily = Normal()
-    coordinates: ClassVar[str] = "noise"
-    resolution: ClassVar[float] = 0.0
-    label: ClassVar[str] = "network"
+    coordinates: str = field(init=False, default="noise")
+    resolution: float = field(init=False, default=0.0)
+    label: str = field(init=False, default="network")
 
     def bind(self, sites: Mapping[str, Site]) -> Guide:
         """The guide over the input."""

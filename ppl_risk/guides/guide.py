@@ -23,6 +23,9 @@ from ppl_risk.guides.laws import Law, LawFamily
 class Group(nn.Module):
     """Sites that share one law, on coordinates (value - centre) / spread laid end to end."""
 
+    centre: Tensor
+    spread: Tensor
+
     def __init__(self, sites: Sequence[Site], family: LawFamily) -> None:
         super().__init__()
         self.names = [site.name for site in sites]
@@ -47,9 +50,14 @@ class Group(nn.Module):
     def _named(self) -> list[tuple[str, torch.Size]]:
         return list(zip(self.names, self.shapes, strict=True))
 
+    def log_volume(self) -> Tensor:
+        """Log determinant of the standardisation."""
+        return self.spread.log().sum()
+
     def log_prob(self, values: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Log density of site values, nats."""
-        return self.law.distribution().log_prob(self.flatten(values)) - self.spread.log().sum()
+        density = self.law.distribution().log_prob(self.flatten(values))
+        return density - self.log_volume()
 
 
 class Placed(dist.Delta):
@@ -73,6 +81,10 @@ class Guide(PyroModule):
             super().__init__()
         self.groups = nn.ModuleList([Group(sites, family) for sites, family in groups])
 
+    def parts(self) -> list[Group]:
+        """The groups."""
+        return list(self.groups)  # pyright: ignore[reportReturnType] - torch's ModuleList does not say what it holds
+
     def __call__(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every site inside Pyro; the arguments of the model are accepted and ignored."""
         with pyro.settings.context(module_local_params=True):
@@ -81,10 +93,10 @@ class Guide(PyroModule):
     def forward(self, *_args: object, **_kwargs: object) -> dict[str, Tensor]:
         """Sample every site."""
         values: dict[str, Tensor] = {}
-        for index, group in enumerate(self.groups):
+        for index, group in enumerate(self.parts()):
             z = pyro.sample(f"_group_{index}", group.law.pathwise(), infer={"is_auxiliary": True})
             # The change of variables belongs to the density of the sites; it is booked on the first.
-            density = -group.spread.log().sum()
+            density = -group.log_volume()
             for name, value in group.unflatten(z).items():
                 event = len(group.shapes[group.names.index(name)])
                 lead = value.shape[: value.dim() - event]
@@ -96,22 +108,22 @@ class Guide(PyroModule):
     def sample(self, draws: int) -> dict[str, Float[Tensor, "draws ..."]]:
         """Independent draws of every site."""
         values: dict[str, Tensor] = {}
-        for group in self.groups:
+        for group in self.parts():
             values |= group.unflatten(group.law.distribution().sample((draws,)))
         return values
 
     def log_prob(self, values: Mapping[str, Float[Tensor, "batch ..."]]) -> Float[Tensor, " batch"]:
         """Log density of site values, nats."""
-        return torch.stack([group.log_prob(values) for group in self.groups]).sum(0)
+        return torch.stack([group.log_prob(values) for group in self.parts()]).sum(0)
 
     def fit(self, values: Mapping[str, Float[Tensor, "draws ..."]]) -> None:
         """Forward KL: set every group to the maximum-likelihood fit of the draws."""
-        for group in self.groups:
+        for group in self.parts():
             group.law.fit(group.flatten(values).detach())
 
     def marginal(self, name: str) -> Distribution:
         """The law of one site's standardised coordinates; for the input these are the standard normals u."""
-        for group in self.groups:
+        for group in self.parts():
             if name in group.parts:
                 return group.law.marginal(group.parts[name])
         raise KeyError(name)

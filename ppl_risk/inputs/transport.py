@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import singledispatch
+from typing import Any
 
 import torch
 import torch.distributions as td
@@ -34,7 +35,7 @@ class Transport:
     event_shape: torch.Size
     map: Callable[[Tensor], Tensor]
 
-    def __call__(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "..."]:
+    def __call__(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, ...]:
         """Push standard normal rows through the map."""
         return self.map(u)
 
@@ -106,7 +107,7 @@ def _(law: td.TransformedDistribution) -> Callable[[Tensor], Tensor]:
     base = _map_of(law.base_dist)
 
     def push(u: Tensor) -> Tensor:
-        x = base(u)
+        x: Any = base(u)
         for transform in law.transforms:
             x = transform(x)
         return x

@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_risk.importance.pareto import effective_sample_size
-from ppl_risk.smc.moves import MOVES, State, cat, evaluate, take
-from ppl_risk.smc.resampling import systematic
 from ppl_risk.problem import RiskProblem
+from ppl_risk.smc.moves import MOVES, State, cat, take
+from ppl_risk.smc.resampling import systematic
 
 TARGET_ACCEPTANCE = 0.4
 #: Below this acceptance the gradient points at one of several boundaries at once (a corner), and pCN takes over.

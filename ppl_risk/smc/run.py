@@ -6,7 +6,6 @@ import math
 import time
 
 import numpy as np
-import scipy.special
 import torch
 from tqdm.auto import tqdm
 
@@ -43,8 +42,8 @@ def run_smc(
     """Estimate p by adaptive multilevel SMC in the normal space.
 
     p is the mean over runs; std_error is the larger of the runs' relative and logarithmic standard deviations over sqrt(runs),
-    and the interval Student's on runs - 1 degrees of freedom. A guide only changes where the particles start (weighted, with 10 % of the prior mixed in), so
-    a bad one costs time and not correctness.
+    and the interval Student's on runs - 1 degrees of freedom. A guide only changes where the particles start (weighted, with
+    10 % of the prior mixed in), so a bad one costs time and not correctness.
 
     Args:
         problem: the problem. guide: a fitted guide to start from.
@@ -92,7 +91,7 @@ def run_smc(
                         max_levels=max_levels,
                         posterior_draws=posterior_draws // runs,
                         fixed_levels=levels,
-                    )  # fmt: skip
+                    )
                 )
             bar.set_postfix_str(f"log10 p {results[-1].log_prob / LOG10:.2f}")
         rows = [r.posterior for r in results if len(r.posterior)]
@@ -141,7 +140,7 @@ def _start(problem: RiskProblem, guide: Guide | None) -> Proposal:
 def combine(log_probs: np.ndarray) -> tuple[float, float]:
     """log of the mean of the runs' probabilities (unbiased on p, not on log p), and the standard error of that log."""
     runs = len(log_probs)
-    log_mean = float(scipy.special.logsumexp(log_probs)) - math.log(runs)
+    log_mean = float(np.logaddexp.reduce(log_probs)) - math.log(runs)
     if not math.isfinite(log_mean):
         return math.nan, math.nan
     # The relative spread understates a skewed sample and the logarithmic one does not; a run at 0 has only the first.
@@ -198,6 +197,6 @@ def _survival(results: list[Run], points: int = 80) -> tuple[np.ndarray, np.ndar
             with np.errstate(divide="ignore"):
                 curve = log_prob + np.log(above / len(values))
             curves[row] = np.where(grid >= start, curve, curves[row])
-    mean = scipy.special.logsumexp(curves, axis=0) - math.log(len(results))
+    mean = np.logaddexp.reduce(curves, axis=0) - math.log(len(results))
     seen = np.isfinite(mean)
     return grid[seen], mean[seen]

@@ -3,9 +3,9 @@
 import pyro
 import pytest
 import torch
-from builders import NETWORKS, assert_means
 from pyro import poutine
 
+from builders import NETWORKS, assert_means
 from ppl_risk.activations import INPUT, ActivationModel
 from ppl_risk.guides import Block, Full, FullNormal, LowRank, LowRankNormal, MeanField, Mixture, Network, Normal
 

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from builders import NETWORKS, assert_within
 from pyro.infer import Trace_ELBO
 
+from builders import NETWORKS, assert_within
 from ppl_risk.activations import ActivationModel
 from ppl_risk.guides import Block, Full, LowRank, MeanField, Mixture, Network
 

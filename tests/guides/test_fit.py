@@ -4,8 +4,8 @@ import math
 
 import pytest
 import torch
-from builders import NETWORKS
 
+from builders import NETWORKS
 from ppl_risk.activations import ActivationModel
 from ppl_risk.guides import Block, Full, FullNormal, LowRank, LowRankNormal, MeanField, Mixture, Normal
 

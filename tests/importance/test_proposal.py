@@ -3,8 +3,8 @@
 import pyro.distributions as dist
 import pytest
 import torch
-from builders import assert_means
 
+from builders import assert_means
 from ppl_risk.importance.proposal import Proposal, component_means, defensive_mixture, floored, standard_normal
 
 G = torch.Generator().manual_seed(0)

@@ -6,12 +6,12 @@ import numpy as np
 import pyro.distributions as dist
 import pytest
 import torch
-from builders import assert_means, assert_within, linear_gaussian, two_sided
 from scipy.stats import binom, norm
 
+from builders import assert_means, assert_within, linear_gaussian, two_sided
 from ppl_risk.importance import importance_sample
-from ppl_risk.importance.sampling import Weighted, log_mean_and_error, resample, weigh
 from ppl_risk.importance.proposal import defensive_mixture
+from ppl_risk.importance.sampling import Weighted, log_mean_and_error, resample, weigh
 
 
 def towards(problem, z, scale=1.0, law="normal"):

@@ -5,8 +5,8 @@ import math
 import pyro.distributions as dist
 import pytest
 import torch
-from builders import linear_gaussian, standard, two_sided
 
+from builders import linear_gaussian, standard, two_sided
 from ppl_risk.estimate import Status
 from ppl_risk.importance import importance_sample
 from ppl_risk.importance.sampling import ImportanceResult, Weighted, verdict

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from builders import assert_means, standard
 from scipy.stats import ks_2samp, norm
 
+from builders import assert_means, standard
 from ppl_risk.problem import RiskProblem
 from ppl_risk.smc.moves import MOVES, evaluate
 

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from builders import assert_means
 
+from builders import assert_means
 from ppl_risk.smc.resampling import systematic
 
 WEIGHTS = {
