@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppl_risk.errors import RiskError
@@ -88,7 +88,7 @@ class RiskProblem:
         weights = sum(p.numel() for p in self.parameters())
         sites = ", ".join(self.cut) or "none"
         return (
-            f"RiskProblem({self.name!r}: input {tuple(self.inputs.event_shape)} ~ {type(self.inputs).__name__}, "
+            f"RiskProblem({self.name!r}: input {tuple(self.inputs.event_shape)} ~ {_name_of(self.inputs)}, "
             f"{weights:,} weights, layers: {sites})"
         )
 
@@ -126,12 +126,10 @@ class RiskProblem:
 
     def from_normal(self, u: Float[Tensor, "*batch d"]) -> Tensor:
         """Inputs (*batch, *event) from standard normals, through the transport of the input law."""
-        return self._place(self.transport(u.to(self._law_dtype)))
-
-    @cached_property
-    def _law_dtype(self) -> torch.dtype:
         draw = self._one_draw
-        return draw.dtype if draw.is_floating_point() else torch.get_default_dtype()
+        # The map runs where the law's own tensors live, in their type; only its result follows the network.
+        law_dtype = draw.dtype if draw.is_floating_point() else torch.get_default_dtype()
+        return self._place(self.transport(u.to(draw.device, law_dtype)))
 
     def _place(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype) if x.is_floating_point() else x.to(self.device)
@@ -231,6 +229,11 @@ class RiskProblem:
     def flops(self, meter: Meter) -> float:
         """FLOPs of what a meter counted; a gradient costs two forward passes more."""
         return self.flops_per_row * (meter.forward_calls + 2 * meter.gradient_calls)
+
+
+def _name_of(law: Distribution) -> str:
+    """Type of a law; of independent coordinates, that of one of them."""
+    return f"independent {_name_of(law.base_dist)}" if isinstance(law, Independent) else type(law).__name__
 
 
 @torch.no_grad()

@@ -1,5 +1,7 @@
 """The ELBO is a lower bound, and where the best one is known the optimiser reaches it."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -82,7 +84,7 @@ def test_richer_families_have_a_better_bound():
         fit_guide(known.problem, f, steps=250, particles=32, pilot=PILOT, seed=SEED)
         for f in (MeanField(), Block(), Full())
     ]
-    for worse, better in zip(elbos, elbos[1:], strict=False):
+    for worse, better in pairwise(elbos):
         assert better.elbo > worse.elbo - 4 * np.hypot(worse.elbo_error, better.elbo_error)
     assert elbos[2].elbo > elbos[0].elbo + 1.0
 

@@ -57,7 +57,7 @@ class Group(nn.Module):
     def log_prob(self, values: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Log density of site values, nats."""
         density = self.law.distribution().log_prob(self.flatten(values))
-        return density - self.log_volume()
+        return torch.sub(density, self.log_volume())
 
 
 class Placed(dist.Delta):

@@ -39,7 +39,7 @@ class Law(nn.Module, ABC):
         self.free_scale = nn.Parameter(_inverse_softplus(torch.ones(dimension, device=device)))
 
     @property
-    def scale(self) -> Float[Tensor, " n"]:
+    def scale(self) -> Float[Tensor, "*components n"]:
         """Positive scales."""
         return nn.functional.softplus(self.free_scale) + FLOOR
 

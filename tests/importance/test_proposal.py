@@ -15,7 +15,9 @@ LAWS = {
     "full": dist.MultivariateNormal(torch.ones(3), scale_tril=ROOT),
     "singular": dist.MultivariateNormal(torch.ones(3), torch.ones(3, 3) + 1e-5 * torch.eye(3)),
     "mixture": dist.MixtureOfDiagNormals(
-        torch.tensor([[2.0, 0.0, 0.0], [-2.0, 0.0, 1.0]]), torch.tensor([[0.5, 1.0, 1e-4], [1.0, 1.0, 1.0]]), torch.tensor([0.0, 1.0])
+        torch.tensor([[2.0, 0.0, 0.0], [-2.0, 0.0, 1.0]]),
+        torch.tensor([[0.5, 1.0, 1e-4], [1.0, 1.0, 1.0]]),
+        torch.tensor([0.0, 1.0]),
     ),
 }  # fmt: skip
 

@@ -64,14 +64,14 @@ CASES = {"linear": lambda: linear_gaussian(2, 3.5), "two sides": lambda: two_sid
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("moves", ["pcn", "gradient"])
 def test_fixed_levels_are_unbiased(moves, kind):
-    """150 runs of 60 particles against the exact probability, 4 sigmas of the runs' own spread."""
+    """100 runs of 60 particles against the exact probability, 4 sigmas of the runs' own spread."""
     known = CASES[kind]()
     scale = known.std if kind == "linear" else 1.0
     levels = [scale * t for t in (-2.4, -1.5, -0.7)]
     estimate = run_smc(
-        known.problem, particles=60, runs=150, levels=levels, moves=moves, posterior_draws=0, seed=1, progress=False
+        known.problem, particles=60, runs=100, levels=levels, moves=moves, posterior_draws=0, seed=1, progress=False
     )
-    assert estimate.history["smc_history"]["threshold"].shape == (150, 4)
+    assert estimate.history["smc_history"]["threshold"].shape == (100, 4)
     assert estimate.std_error < 0.15
     assert_within(estimate.log_prob, known.log_prob, estimate.std_error)
 
