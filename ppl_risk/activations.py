@@ -23,7 +23,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import PreflightError, RiskError
 from ppl_risk.normal import SphericalNormal
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
@@ -86,6 +86,12 @@ class ActivationModel:
         with seeded(seed, problem.device):
             u = torch.randn(pilot, problem.transport.dimension, device=problem.device)
             values, margin = problem.activations(problem.from_normal(u))
+        wrong = int((~torch.isfinite(margin)).sum())
+        if wrong:
+            raise PreflightError(
+                f"{wrong} of {pilot} pilot margins are NaN or infinite. A NaN margin counts as no catastrophe, so any "
+                "probability would be wrong. Look for log(0), division by zero or overflow in the network."
+            )
         for name, value in values.items():
             if value.shape[0] != pilot:
                 raise RiskError(

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ppl_risk.errors import PreflightError, RiskError
 from ppl_risk.estimate import RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
@@ -32,13 +33,15 @@ def monte_carlo(
             the network for their activations). seed: reproduces the run. progress: show a bar.
 
     Raises:
-        PreflightError: the problem is not sound.
+        PreflightError: the problem is not sound, or a margin is NaN. RiskError: calls below 1.
 
     Example:
         >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> monte_carlo(RiskProblem(lambda x: x[:, 0], law), calls=1000, progress=False).hits[1]
         1000
     """
+    if calls < 1:
+        raise RiskError(f"calls must be at least 1, got {calls}.")
     started = time.perf_counter()
     require_sound(problem)
     hits, margins, caught, caught_count = 0, [], [], 0
@@ -50,6 +53,11 @@ def monte_carlo(
         for rows in batches:
             x = problem.sample(rows)
             margin = problem.run(x)
+            if bool(torch.isnan(margin).any()):
+                raise PreflightError(
+                    f"Among the first {bar.n + rows:,} margins some are NaN, which would count as no catastrophe. Look for log(0), "
+                    "division by zero or overflow in the network."
+                )
             hit = margin >= 0
             hits += int(hit.sum())
             if caught_count < posterior_draws:

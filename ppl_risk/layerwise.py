@@ -116,9 +116,8 @@ class GuideLaw:
         with torch.no_grad():
             for group in guide.parts():
                 law = group.law.distribution()
-                self.maps.append(
-                    (group, law.mean, _root(law), slice(self.dimension, self.dimension + group.law.dimension))
-                )
+                root = _root(law)
+                self.maps.append((group, law.mean, root, slice(self.dimension, self.dimension + group.law.dimension)))
                 self.dimension += group.law.dimension
 
     def values(self, z: Tensor) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """Cutting a network at named modules: read or replace what they return, without rewriting the network.
 
-Names are dotted module names, as in `named_modules()`; modules of a detector are prefixed `detector.`. A module that
+Names are dotted module names, as in `named_modules()`; modules of a detector are prefixed `detector.` (`detector_.` where the network
+has a module called so). A module that
 is called twice in one pass has a second site `name#2`. Tuples are handled as in transformers: the first entry counts.
 """
 
@@ -23,6 +24,8 @@ def named_modules(network: object, detector: object | None) -> dict[str, nn.Modu
     found: dict[str, nn.Module] = {}
     for prefix, part in (("", network), ("detector", detector)):
         if isinstance(part, nn.Module):
+            while prefix and any(name.split(".")[0] == prefix for name in found):
+                prefix += "_"  # the network has a module of that name
             for name, module in part.named_modules():
                 full = ".".join(filter(None, (prefix, name))) or "network"
                 found.setdefault(full, module)

@@ -165,11 +165,19 @@ def _first_layer_width(problem: RiskProblem) -> str:
 
 
 def _shapes(problem: RiskProblem) -> Result:
-    x = problem.sample(3)
+    # Two batch sizes: one alone may equal the number of outputs by chance.
+    for rows in (3, 2):
+        fault = _shape_fault(problem, problem.sample(rows))
+        if fault:
+            return "error", fault
+    return f"input {tuple(problem.inputs.event_shape)} -> one margin per row"
+
+
+def _shape_fault(problem: RiskProblem, x: Tensor) -> str:
     try:
         output = problem.network(x)
     except Exception as error:
-        return "error", (
+        return (
             f'The network rejects inputs of shape {tuple(x.shape)} and type {x.dtype}: "{_first_line(error)}". The input '
             f"law gives event shape {tuple(x.shape[1:])}.{_first_layer_width(problem)} Give the law the shape of one input."
         )
@@ -178,25 +186,27 @@ def _shapes(problem: RiskProblem) -> Result:
         margin = output if problem.detector is None else problem.detector(output)
     except Exception as error:
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        return "error", f'The detector rejects the network\'s output of shape {shape}: "{_first_line(error)}".'
+        return f'The detector rejects the network\'s output of shape {shape}: "{_first_line(error)}".'
+    rows = x.shape[0]
     if not isinstance(margin, Tensor):
-        return "error", f"{name} returned {type(margin).__name__}; it must return a tensor of shape (3,) for 3 inputs."
-    if margin.shape != (3,):
+        return f"{name} returned {type(margin).__name__}; it must return a tensor of shape ({rows},) for {rows} inputs."
+    if margin.shape != (rows,):
         hint = (
             "Did you forget to choose an output, e.g. y[:, 3]?" if margin.dim() > 1 else "Did a reduction lose dim=-1?"
         )
-        return "error", (
-            f"{name} returned shape {tuple(margin.shape)} for 3 inputs; it must return one margin per row, shape (3,). {hint}"
+        return (
+            f"{name} returned shape {tuple(margin.shape)} for {rows} inputs; it must return one margin per row, "
+            f"shape ({rows},). {hint}"
         )
     if margin.dtype is torch.bool:
-        return "error", (
+        return (
             f"{name} returned booleans. A margin is wanted, real-valued and >= 0 where the catastrophe happens: levels and "
             "gradients have nothing to climb on otherwise. Return e.g. score - threshold, or .float() - 0.5 for "
             "plain Monte Carlo."
         )
     if not margin.is_floating_point():
-        return "error", f"{name} returned {margin.dtype}; return a floating margin, e.g. margin.float()."
-    return f"input {tuple(x.shape[1:])} -> one margin per row"
+        return f"{name} returned {margin.dtype}; return a floating margin, e.g. margin.float()."
+    return ""
 
 
 def _outputs(problem: RiskProblem) -> Result:

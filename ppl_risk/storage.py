@@ -116,14 +116,32 @@ def load(path: str | Path) -> RiskEstimate:
         raise RiskError(f"{folder} holds no result.json, so it is not a saved estimate.") from error
     except json.JSONDecodeError as error:
         raise RiskError(f"{folder / 'result.json'} is not JSON (line {error.lineno}): {error.msg}.") from error
+    try:
+        values = _fields(record)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise RiskError(
+            f"{folder / 'result.json'} is not the record of an estimate ({error!r}). Run it again."
+        ) from error
+    try:
+        arrays = _arrays(folder / "posterior.nc")
+    except (OSError, KeyError, ValueError) as error:
+        raise RiskError(
+            f"{folder / 'posterior.nc'} cannot be read: {error}. Delete it to load the number alone."
+        ) from error
+    return RiskEstimate(**values, **arrays)
+
+
+def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(RiskEstimate)} - ARRAYS
     values = {k: v for k, v in record.items() if k in known}
     for name in ("log_prob", "std_error", "flops", "seconds"):
         values[name] = float(values[name])
+    for name in ("elbo", "dof"):
+        values[name] = None if values.get(name) is None else float(values[name])
     values["status"] = Status[values["status"]]
-    values["hits"] = tuple(values["hits"]) if values["hits"] else None
+    values["hits"] = tuple(values["hits"]) if values.get("hits") else None
     values["evidence"] = {k: float(v) for k, v in values["evidence"].items()}
-    return RiskEstimate(**values, **_arrays(folder / "posterior.nc"))
+    return values
 
 
 def _arrays(file: Path) -> dict[str, Any]:

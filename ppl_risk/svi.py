@@ -20,6 +20,7 @@ from pyro.optim.clipped_adam import ClippedAdam
 from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel, check_batching
+from ppl_risk.errors import RiskError
 from ppl_risk.estimate import RiskEstimate, Status
 from ppl_risk.guides import Family, Guide, LowRank, Network
 from ppl_risk.importance.sampling import importance_sample, resample, verdict
@@ -80,6 +81,11 @@ def fit_svi(
         'SVI low-rank(8) + importance sampling'
     """
     family = LowRank() if family is None else family
+    if steps < 1 or particles < 1 or draws < 8 or pilot < 8:
+        raise RiskError(
+            f"At least 1 step, 1 particle, 8 draws and 8 pilot draws are needed, got steps={steps}, particles={particles}, "
+            f"draws={draws}, pilot={pilot}."
+        )
     started = time.perf_counter()
     require_sound(problem)
     fit_seed, draw_seed = child_seeds(seed, 2)

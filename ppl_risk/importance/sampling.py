@@ -72,7 +72,9 @@ def summarise(draws: Weighted) -> ImportanceResult:
     """The mean of the weights, its relative error, and the diagnostics."""
     log_mean, std_error = log_mean_and_error(draws.log_weight)
     hits = draws.log_weight[torch.isfinite(draws.log_weight)]
-    log_prob = log_mean if hits.numel() else math.nan  # no hit is no estimate, not P = 0
+    # No hit is no estimate, not P = 0; neither is a mean in which NaN counts as no hit.
+    usable = hits.numel() > 0 and not bool(torch.isnan(draws.margin).any())
+    log_prob = log_mean if usable else math.nan
     return ImportanceResult(log_prob, std_error, pareto_khat(hits), effective_sample_size(hits), hits.numel(), draws)
 
 
@@ -88,6 +90,12 @@ def log_mean_and_error(log_weight: Float[Tensor, " draws"]) -> tuple[float, floa
 
 def verdict(result: ImportanceResult) -> tuple[Status, str]:
     """What the weights allow one to say, and what to do otherwise."""
+    wrong = int(torch.isnan(result.draws.margin).sum())
+    if wrong:
+        return Status.REFUSED, (
+            f"{wrong} of {result.draws.margin.numel()} margins are NaN, which would count as no catastrophe. Look for log(0), "
+            "division by zero or overflow in the network."
+        )
     if result.hits == 0:
         return Status.NO_HITS, (
             "No draw of the guide is a catastrophe: it has not found the event. Run more steps, another family, or "

@@ -46,15 +46,20 @@ def transport_of(law: td.Distribution) -> Transport:
     Raises:
         NoTransportError: no closed-form map is known for the law.
     """
-    inner = _map_of(law)
-    return Transport(
-        law.event_shape.numel(), law.event_shape, lambda u: inner(u.reshape(*u.shape[:-1], *law.event_shape))
-    )
+    inner, shape = _map_of(law), _normals_of(law)
+    return Transport(shape.numel(), law.event_shape, lambda u: inner(u.reshape(*u.shape[:-1], *shape)))
+
+
+def _normals_of(law: td.Distribution) -> torch.Size:
+    """Shape of the standard normals behind a law: its own, but for a transform that changes shapes, that of its base."""
+    if isinstance(law, td.TransformedDistribution | td.Independent):
+        return _normals_of(law.base_dist)
+    return law.batch_shape + law.event_shape
 
 
 @singledispatch
 def _map_of(law: td.Distribution) -> Callable[[Tensor], Tensor]:
-    """The map u (..., *batch_shape, *event_shape) -> x of the same shape."""
+    """The map u (..., *shape of the normals) -> x (..., *batch_shape, *event_shape)."""
     if law.event_shape == torch.Size() and _has_icdf(law):
         return lambda u: law.icdf(_phi(u))
     # Pyro wraps some laws in its own subclass of another name; those with a base law are unwrapped here.
@@ -77,10 +82,15 @@ def _has_icdf(law: td.Distribution) -> bool:
     return True
 
 
+def _ndtr(u: Tensor) -> Tensor:
+    """Phi(u); torch's own ndtr is 0 below -8.3, its logarithm is not."""
+    return torch.special.log_ndtr(u).exp()
+
+
 def _phi(u: Tensor) -> Tensor:
     """Phi(u), kept inside (0, 1) so that a quantile function never returns an infinity."""
     tiny = torch.finfo(u.dtype).eps / 2
-    return torch.special.ndtr(u).clamp(tiny, 1 - tiny)
+    return _ndtr(u).clamp(tiny, 1 - tiny)
 
 
 @_map_of.register
@@ -132,4 +142,4 @@ def _(law: td.Exponential) -> Callable[[Tensor], Tensor]:
 
 @_map_of.register
 def _(law: td.Uniform) -> Callable[[Tensor], Tensor]:
-    return lambda u: law.low + (law.high - law.low) * torch.special.ndtr(u)
+    return lambda u: law.low + (law.high - law.low) * _ndtr(u)

@@ -61,6 +61,7 @@ class Run(NamedTuple):
     posterior: Tensor
     survival: list[tuple[float, Tensor]]
     best_margin: float
+    first_margin: Tensor
 
 
 def next_level(margin: Float[Tensor, " n"], log_weight: Float[Tensor, " n"], keep: float) -> float:
@@ -115,7 +116,7 @@ def run_levels(
                 above = state.margin[state.margin > previous]
                 threshold = min(0.0, float(above.min())) if len(above) else previous
         else:
-            threshold = fixed_levels[len(levels)] if len(levels) < len(fixed_levels) else 0.0
+            threshold = min(0.0, fixed_levels[len(levels)]) if len(levels) < len(fixed_levels) else 0.0
         survival.append((log_prob, state.margin))
         alive = torch.where(state.margin >= threshold, log_weight, -torch.inf)
         log_ratio = float(alive.double().logsumexp(0)) - math.log(len(alive))
@@ -140,7 +141,7 @@ def run_levels(
         alive = torch.where(state.margin >= 0, log_weight, -torch.inf)
         seeds = take(state, systematic(alive, max(2, round(tuning.keep * posterior_draws))))
         posterior = refresh(problem, seeds, 0.0, posterior_draws, tuning)[0].u
-    return Run(log_prob if reached else -math.inf, levels, posterior, survival, float(state.margin.max()))
+    return Run(log_prob if reached else -math.inf, levels, posterior, survival, float(state.margin.max()), start.margin)
 
 
 def refresh(

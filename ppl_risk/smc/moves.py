@@ -17,9 +17,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ppl_risk.errors import PreflightError
 from ppl_risk.problem import RiskProblem
 
 SLACK = 0.2
+FAR = 4.0
 
 
 class State(NamedTuple):
@@ -37,8 +39,15 @@ Move = Callable[[RiskProblem, State, float, float], tuple[State, Bool[Tensor, " 
 def evaluate(problem: RiskProblem, u: Float[Tensor, "particles d"], move: str) -> State:
     """A state with what the named move needs."""
     if move == "gradient":
-        return State(u, *problem.margin_and_gradient(u))
-    return State(u, torch.cat([problem.run(problem.from_normal(rows)) for rows in u.split(problem.batch_size)]))
+        state = State(u, *problem.margin_and_gradient(u))
+    else:
+        state = State(u, torch.cat([problem.run(problem.from_normal(rows)) for rows in u.split(problem.batch_size)]))
+    if bool(torch.isnan(state.margin).any()):
+        raise PreflightError(
+            f"Of {u.shape[0]} margins {int(torch.isnan(state.margin).sum())} are NaN, which would count as no catastrophe. Look for "
+            "log(0), division by zero or overflow in the network."
+        )
+    return state
 
 
 def take(state: State, index: Tensor) -> State:
@@ -84,7 +93,25 @@ def _line(state: State, level: float) -> _Line:
     bound = height - (state.margin.double() - level) / slope.clamp(min=1e-300)
     # Lowered by a fifth of the tail's own length: where the margin bends, the way back must stay open.
     bound = bound - SLACK / bound.clamp(min=1.0)
-    return _Line(normal, height, torch.where(flat, -torch.inf, bound.clamp(min=-30.0, max=30.0)))
+    return _Line(normal, height, torch.where(flat, -torch.inf, bound.clamp(min=-30.0)))
+
+
+def _tail_sample(bound: Tensor) -> Tensor:
+    """Heights above `bound`: of N(0, 1) where it is low, of h exp(-h^2 / 2) where it is high.
+
+    The second has the same tail up to a factor h, a closed form at any height (Robert 1995, doi:10.1007/BF00143942 on the
+    tail of a normal), and Metropolis and Hastings see to the rest.
+    """
+    uniform = torch.rand_like(bound)
+    low = -torch.special.ndtri((torch.special.log_ndtr(-bound).exp() * uniform).clamp(min=1e-300))
+    return torch.where(bound < FAR, low, (bound.square() - 2 * uniform.clamp(min=1e-300).log()).sqrt())
+
+
+def _tail_log_density(height: Tensor, bound: Tensor) -> Tensor:
+    """Log density of `_tail_sample`, without the -log(2 pi) / 2 that a coordinate moved by pCN leaves out too."""
+    low = -height.square() / 2 - torch.special.log_ndtr(-bound)
+    far = height.clamp(min=1e-300).log() - (height.square() - bound.square()) / 2 + 0.5 * math.log(2 * math.pi)
+    return torch.where(bound < FAR, low, far)
 
 
 def _log_density(new: Tensor, old: Tensor, line: _Line, step: float) -> Float[Tensor, " particles"]:
@@ -92,7 +119,7 @@ def _log_density(new: Tensor, old: Tensor, line: _Line, step: float) -> Float[Te
     height = (line.normal * new).sum(-1)
     across = new - height[:, None] * line.normal - math.sqrt(1 - step**2) * (old - line.height[:, None] * line.normal)
     steep = torch.isfinite(line.bound)
-    tail = -height.square() / 2 - torch.special.log_ndtr(-line.bound) + math.log(step)
+    tail = _tail_log_density(height, line.bound) + math.log(step)
     along = torch.where(steep, torch.where(height >= line.bound, tail, -torch.inf), 0.0)
     return along - across.square().sum(-1) / (2 * step**2)
 
@@ -104,8 +131,7 @@ def gradient(problem: RiskProblem, state: State, level: float, step: float) -> t
     """
     here = _line(state, level)
     old = state.u.double()
-    tail = torch.special.ndtr(-here.bound) * torch.rand_like(here.bound)
-    height = -torch.special.ndtri(tail.clamp(min=1e-300))
+    height = _tail_sample(here.bound)
     noise = math.sqrt(1 - step**2) * (old - here.height[:, None] * here.normal) + step * torch.randn_like(old)
     across = noise - (noise * here.normal).sum(-1, keepdim=True) * here.normal
     height = torch.where(torch.isfinite(here.bound), height, 0.0)

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import LOG10, RiskEstimate, Status, decades
+from ppl_risk.estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
 from ppl_risk.posterior import posterior_of
@@ -103,7 +103,8 @@ def run_smc(
             posterior = posterior_of(problem, problem.from_normal(together), chains=runs)
     log_prob, std_error = combine(np.array([r.log_prob for r in results]))
     history = _history([r.levels for r in results])
-    status, remedy = _verdict(results, std_error, history["acceptance"], particles, max_levels)
+    bound = _bound_of_first_draws(results, round(float(proposal.shares[0]) * particles))
+    status, remedy = _verdict(results, std_error, history["acceptance"], bound, max_levels)
     return RiskEstimate(
         method=f"SMC {moves}" + (" from a guide" if guide is not None else ""),
         log_prob=log_prob, std_error=std_error, status=status, remedy=remedy, dof=runs - 1.0,
@@ -149,13 +150,18 @@ def combine(log_probs: np.ndarray) -> tuple[float, float]:
     return log_mean, max(relative, logarithmic) / math.sqrt(runs)
 
 
+def _bound_of_first_draws(results: list[Run], prior_rows: int) -> str:
+    """95 % upper bound on p from the draws of the prior, which come first; all that a failed climb has established."""
+    first = torch.cat([r.first_margin[:prior_rows] for r in results])
+    return decades(clopper_pearson(int((first >= 0).sum()), len(first), 0.9)[1] / LOG10)
+
+
 def _verdict(
-    results: list[Run], std_error: float, acceptance: np.ndarray, particles: int, max_levels: int
+    results: list[Run], std_error: float, acceptance: np.ndarray, bound: str, max_levels: int
 ) -> tuple[Status, str]:
     reached = sum(math.isfinite(r.log_prob) for r in results)
     if reached == 0:
         best = max(r.best_margin for r in results)
-        bound = decades(math.log10(3 / (particles * len(results))))
         if max(len(r.levels) for r in results) >= max_levels:
             return Status.NO_HITS, (
                 f"After {max_levels} levels the particles were still rising, at margin {best:.3g}; catastrophe is >= 0. Only "
