@@ -1,8 +1,8 @@
 """Cutting a network at named modules: read or replace what they return, without rewriting the network.
 
-Names are dotted module names, as in `named_modules()`; modules of a detector are prefixed `detector.` (`detector_.` where the network
-has a module called so). A module that
-is called twice in one pass has a second site `name#2`. Tuples are handled as in transformers: the first entry counts.
+Names are dotted module names, as in `named_modules()`; modules of a detector are prefixed `detector.`, or `detector_.` where
+the network has a module called so. A module that is called twice in one pass has a second site `name#2`. Tuples are handled
+as in transformers: the first entry counts.
 """
 
 from __future__ import annotations

@@ -221,10 +221,15 @@ class RiskProblem:
         """FLOPs of one row through network and detector (matrix products, as torch counts them)."""
         return self._row_cost[0]
 
+    @property
+    def bytes_per_row(self) -> int:
+        """Activation bytes of one row, all modules together."""
+        return self._row_cost[1]
+
     @cached_property
     def batch_size(self) -> int:
         """Rows that fit in one batch, from the activation bytes of one row."""
-        return int(min(2**16, max(16, BATCH_BYTES // self._row_cost[1])))
+        return int(min(2**16, max(16, BATCH_BYTES // self.bytes_per_row)))
 
     def flops(self, meter: Meter) -> float:
         """FLOPs of what a meter counted; a gradient costs two forward passes more."""

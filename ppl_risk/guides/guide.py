@@ -56,8 +56,8 @@ class Group(nn.Module):
 
     def log_prob(self, values: Mapping[str, Tensor]) -> Float[Tensor, "*batch"]:
         """Log density of site values, nats."""
-        density = self.law.distribution().log_prob(self.flatten(values))
-        return torch.sub(density, self.log_volume())
+        density: Tensor = self.law.log_prob(self.flatten(values))
+        return density - self.log_volume()
 
 
 class Placed(dist.Delta):
@@ -65,7 +65,7 @@ class Placed(dist.Delta):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density given at construction."""
-        return self.log_density
+        return self.log_density  # pyright: ignore[reportReturnType] - torch types a difference as Tensor | float | int
 
 
 class Guide(PyroModule):

@@ -51,6 +51,10 @@ class Law(nn.Module, ABC):
         """The law, event shape (n,), differentiable in the parameters."""
         return self.marginal(slice(0, self.dimension))
 
+    def log_prob(self, z: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+        """Log density, nats."""
+        return self.distribution().log_prob(z)  # pyright: ignore[reportReturnType] - a Tensor, which torch does not promise
+
     def pathwise(self) -> Distribution:
         """The law for the ELBO: sampled with gradients, scored without (see `PathGradient`)."""
         with torch.no_grad():

@@ -42,10 +42,11 @@ def evaluate(problem: RiskProblem, u: Float[Tensor, "particles d"], move: str) -
         state = State(u, *problem.margin_and_gradient(u))
     else:
         state = State(u, torch.cat([problem.run(problem.from_normal(rows)) for rows in u.split(problem.batch_size)]))
-    if bool(torch.isnan(state.margin).any()):
+    wrong = int(torch.isnan(state.margin).sum())
+    if wrong:
         raise PreflightError(
-            f"Of {u.shape[0]} margins {int(torch.isnan(state.margin).sum())} are NaN, which would count as no catastrophe. Look for "
-            "log(0), division by zero or overflow in the network."
+            f"{wrong} of {u.shape[0]} margins are NaN, which would count as no catastrophe. Look for log(0), division by zero or "
+            "overflow in the network."
         )
     return state
 

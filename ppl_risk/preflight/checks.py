@@ -1,106 +1,18 @@
-"""Preflight: the mistakes that torch lets through in silence, each of which gives a number that looks fine.
-
-NaN weights give P = 0, train mode gives a random answer, a detector that returns one number for the batch gives one
-answer for all rows. Every finding says what, where, and what to do. The rows spent here are not booked on estimates.
-"""
+"""The checks of the preflight, in the order in which they run: each later one needs what the earlier ones establish."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor, nn
 
-from ppl_risk.errors import PreflightError
 from ppl_risk.problem import RiskProblem
-from ppl_risk.randomness import seeded
-from ppl_risk.reachability import reachable
 
 TOLERANCE = 1e-4  # relative to the spread of the margins; batched and single products differ in the last bits
 _RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 _MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One check: `level` is "ok", "note" (worth knowing) or "error" (any number would be wrong)."""
-
-    check: str
-    level: str
-    message: str
-
-
-@dataclass(frozen=True, repr=False)
-class Preflight:
-    """What `check` found; printing it lists every check."""
-
-    problem: str
-    findings: tuple[Finding, ...]
-
-    @property
-    def ok(self) -> bool:
-        """No error was found."""
-        return all(f.level != "error" for f in self.findings)
-
-    def __repr__(self) -> str:
-        """One line a check."""
-        mark = {"ok": "ok   ", "note": "note ", "error": "ERROR"}
-        return "\n".join(
-            [f"preflight of {self.problem}"] + [f"  {mark[f.level]} {f.check:<14} {f.message}" for f in self.findings]
-        )
-
-
-def check(problem: RiskProblem, *, draws: int = 2000, seed: int = 0) -> Preflight:
-    """Try a problem before spending on it: devices, mode, finite weights, shapes, determinism, reachability.
-
-    Args:
-        problem: the problem. draws: pilot draws of the reachability check. seed: reproduces them.
-
-    Example:
-        >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
-        >>> check(RiskProblem(lambda x: x.sum(-1) - 1.0, law)).ok
-        True
-    """
-    return Preflight(problem.name, tuple(_examine(problem, seed, draws)))
-
-
-def require_sound(problem: RiskProblem) -> None:
-    """What every estimator does first.
-
-    Raises:
-        PreflightError: a check failed, with the text of the first failure.
-    """
-    for finding in _examine(problem, 0, 0):
-        if finding.level == "error":
-            raise PreflightError(f"[{problem.name}: {finding.check}] {finding.message}")
-
-
-def _examine(problem: RiskProblem, seed: int, draws: int) -> list[Finding]:
-    """Run the checks in order; the later ones need what the earlier ones establish."""
-    findings: list[Finding] = []
-    meters, problem._meters = problem._meters, []
-    try:
-        with torch.no_grad():
-            for name, test in _CHECKS:
-                with seeded(seed, _seeding_device(problem)):
-                    found = test(problem)
-                level, message = found if isinstance(found, tuple) else ("ok", found)
-                findings.append(Finding(name, level, message))
-                if level == "error":
-                    return findings
-            if draws:
-                with seeded(seed, problem.device):
-                    findings.append(Finding("reachable", *reachable(problem, draws)))
-    finally:
-        problem._meters = meters
-    return findings
-
-
-def _seeding_device(problem: RiskProblem) -> torch.device:
-    first = next(problem.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
 
 Result = str | tuple[str, str]
 
@@ -209,6 +121,22 @@ def _shape_fault(problem: RiskProblem, x: Tensor) -> str:
     return ""
 
 
+def _memory(problem: RiskProblem) -> Result:
+    weights = sum(p.numel() * p.element_size() for p in problem.parameters())
+    batch = problem.batch_size * problem.bytes_per_row
+    free = (
+        psutil.virtual_memory().available
+        if problem.device.type == "cpu"
+        else torch.cuda.mem_get_info(problem.device)[0]
+    )
+    if batch > free:
+        return "error", (
+            f"The smallest batch ({problem.batch_size} rows) needs {batch / 2**30:.1f} GiB of activations, free are "
+            f"{free / 2**30:.1f} GiB. Use a smaller network, a smaller dtype (network.to(torch.bfloat16)), or a larger machine."
+        )
+    return f"weights {weights / 2**20:.1f} MiB, batches of {problem.batch_size:,} rows"
+
+
 def _outputs(problem: RiskProblem) -> Result:
     x = problem.sample(64)
     culprit: list[str] = []
@@ -272,11 +200,12 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-_CHECKS: tuple[tuple[str, Callable[[RiskProblem], Result]], ...] = (
+CHECKS: tuple[tuple[str, Callable[[RiskProblem], Result]], ...] = (
     ("placement", _placement),
     ("mode", _mode),
     ("weights", _weights),
     ("shapes", _shapes),
+    ("memory", _memory),
     ("outputs", _outputs),
     ("deterministic", _deterministic),
     ("input law", _input_law),
