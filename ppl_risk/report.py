@@ -52,6 +52,8 @@ def _pictures(comparison: Comparison) -> str:
     with mpl.rc_context({"backend": "Agg"}):
         figures = [plots.plot_overview(comparison)]
         shown = {n: e for n, e in comparison.estimates.items() if _has_activations(e)}
+        # SMC last: its posterior says which units are shown, and the guides are read against it.
+        shown = dict(sorted(shown.items(), key=lambda item: item[1].guide is None))
         if len(shown) > 1:
             figures.append(plots.plot_correlations(shown))
         return "".join(f'<p><img alt="" src="data:image/png;base64,{_png(f)}"></p>' for f in figures)

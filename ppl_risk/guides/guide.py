@@ -65,7 +65,7 @@ class Placed(dist.Delta):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density given at construction."""
-        return self.log_density  # pyright: ignore[reportReturnType] - torch types a difference as Tensor | float | int
+        return self.log_density  # pyright: ignore[reportReturnType] - pyro declares a float, and it is a Tensor
 
 
 class Guide(PyroModule):

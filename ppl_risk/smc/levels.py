@@ -24,6 +24,9 @@ TARGET_ACCEPTANCE = 0.4
 #: Below this acceptance the gradient points at one of several boundaries at once (a corner), and pCN takes over.
 CORNER_ACCEPTANCE = 0.35
 PCN_KEEP = 0.1
+#: Shares of the coordinates that pCN may move at once; the smaller ones are tried where the step of all has become small.
+SHARES = (1.0, 1 / 4, 1 / 16, 1 / 64)
+SMALL_STEP = 0.25
 #: Chains are thinned while successive kept margins correlate more than the first figure, down again below the second.
 STICKY, FREE, LARGEST_THIN = 0.5, 0.25, 64
 #: Levels in a row that gain less than this share of the margin's spread mean that the particles have stopped rising.
@@ -45,11 +48,11 @@ class Level(NamedTuple):
 
 
 class Tuning(NamedTuple):
-    """What is carried from level to level: kernel, share kept, step size, and steps between kept states."""
+    """What is carried from level to level: kernel, share kept, step size for each of `SHARES`, and steps between kept states."""
 
     move: str
     keep: float
-    step: float = 0.8
+    steps: tuple[float, ...] = (0.8,) * len(SHARES)
     thin: int = 1
 
 
@@ -152,22 +155,36 @@ def refresh(
     Where successive kept states hardly differ the next level keeps every second one as often (and back again).
     """
     chain = max(1, math.ceil(count / len(seeds.margin)) - 1)
-    states, rates, current, step = [seeds], [], seeds, tuning.step
+    states, current, steps = [seeds], seeds, list(tuning.steps)
+    shares = _shares_to_try(tuning, seeds.u.shape[1])
+    jumps, rates, tried = dict.fromkeys(shares, 0.0), [], dict.fromkeys(shares, 0)
     for _ in range(chain):
         for _ in range(tuning.thin):
-            current, accept = MOVES[tuning.move](problem, current, level, step)
+            # Each share once, then the one that moved the particles furthest; every step is a valid move.
+            index = min(shares, key=lambda i: (tried[i] > 0, -jumps[i]))
+            new, accept = MOVES[tuning.move](problem, current, level, steps[index], SHARES[index])
             rates.append(float(accept.float().mean()))
+            tried[index] += 1
+            jumps[index] = float((new.u - current.u).square().sum(-1).mean())
             # Robbins and Monro on the logit of the step, within (0, 1).
-            logit = math.log(step / (1 - step)) + 2.0 / len(rates) ** 0.6 * (rates[-1] - TARGET_ACCEPTANCE)
-            step = min(0.99, max(0.01, 1 / (1 + math.exp(-logit))))
+            logit = math.log(steps[index] / (1 - steps[index]))
+            logit += 2.0 / tried[index] ** 0.6 * (rates[-1] - TARGET_ACCEPTANCE)
+            steps[index] = min(0.99, max(0.01, 1 / (1 + math.exp(-logit))))
+            current = new
         states.append(current)
     sticky = _autocorrelation(torch.stack([s.margin for s in states]))
     thin = tuning.thin * 2 if sticky > STICKY else max(1, tuning.thin // 2) if sticky < FREE else tuning.thin
     found = {
-        "acceptance": sum(rates) / len(rates), "step_size": step, "n_unique": float(len(torch.unique(seeds.u[:, 0]))),
+        "acceptance": sum(rates) / len(rates), "step_size": steps[0], "n_unique": float(len(torch.unique(seeds.u[:, 0]))),
         "autocorrelation": sticky, "thin": float(tuning.thin),
     }  # fmt: skip
-    return cat(states), found, tuning._replace(step=step, thin=min(thin, LARGEST_THIN))
+    return cat(states), found, tuning._replace(steps=tuple(steps), thin=min(thin, LARGEST_THIN))
+
+
+def _shares_to_try(tuning: Tuning, dimension: int) -> list[int]:
+    if tuning.move != "pcn" or tuning.steps[0] > SMALL_STEP:
+        return [0]
+    return [index for index, share in enumerate(SHARES) if share == 1 or share * dimension >= 1]
 
 
 def _autocorrelation(margins: Float[Tensor, "steps chains"]) -> float:

@@ -1,7 +1,8 @@
 r"""Markov moves that leave N(0, I) restricted to {margin >= level} invariant.
 
 - `pcn`: u' = sqrt(1 - s^2) u + s xi, accepted iff margin(u') >= level (preconditioned Crank-Nicolson, Cotter et al. 2013,
-  doi:10.1214/13-STS421). One call a step, and its acceptance does not depend on the dimension.
+  doi:10.1214/13-STS421). One call a step, and its acceptance does not depend on the dimension. Where many conditions must hold
+  at once it may move a random share of the coordinates only (each choice of coordinates is reversible, so their mixture is).
 - `gradient`: with n the unit gradient of the margin at u, the part across n moves as in pCN and the height n.u is drawn afresh
   from N(0, 1) above the linearised boundary; Metropolis and Hastings accept against the hard event. Two calls a step; in a
   linear network the chain forgets its height at once. (Line sampling as a Markov move: ours.)
@@ -32,8 +33,8 @@ class State(NamedTuple):
     gradient: Tensor | None = None
 
 
-#: (problem, state, level, step size) -> (new state, which particles moved)
-Move = Callable[[RiskProblem, State, float, float], tuple[State, Bool[Tensor, " particles"]]]
+#: (problem, state, level, step size, share of the coordinates) -> (new state, which particles moved)
+Move = Callable[[RiskProblem, State, float, float, float], tuple[State, Bool[Tensor, " particles"]]]
 
 
 def evaluate(problem: RiskProblem, u: Float[Tensor, "particles d"], move: str) -> State:
@@ -68,9 +69,13 @@ def _choose(accept: Bool[Tensor, " particles"], new: State, old: State) -> State
     return State(*(pick(a, b) for a, b in zip(new, old, strict=True)))  # pyright: ignore[reportArgumentType]
 
 
-def pcn(problem: RiskProblem, state: State, level: float, step: float) -> tuple[State, Bool[Tensor, " particles"]]:
-    """Preconditioned Crank-Nicolson."""
+def pcn(
+    problem: RiskProblem, state: State, level: float, step: float, share: float = 1.0
+) -> tuple[State, Bool[Tensor, " particles"]]:
+    """Preconditioned Crank-Nicolson, of a random share of the coordinates."""
     proposal = math.sqrt(1 - step**2) * state.u + step * torch.randn_like(state.u)
+    if share < 1:
+        proposal = torch.where(torch.rand_like(state.u) < share, proposal, state.u)
     new = evaluate(problem, proposal, "pcn")
     accept = new.margin >= level
     return _choose(accept, new, state), accept
@@ -125,8 +130,10 @@ def _log_density(new: Tensor, old: Tensor, line: _Line, step: float) -> Float[Te
     return along - across.square().sum(-1) / (2 * step**2)
 
 
-def gradient(problem: RiskProblem, state: State, level: float, step: float) -> tuple[State, Bool[Tensor, " particles"]]:
-    """Line move: across the gradient as pCN, along it a fresh draw of N(0, 1) above the linearised boundary.
+def gradient(
+    problem: RiskProblem, state: State, level: float, step: float, share: float = 1.0
+) -> tuple[State, Bool[Tensor, " particles"]]:
+    """Line move: across the gradient as pCN, along it a fresh draw of N(0, 1) above the linearised boundary (no `share`).
 
     Where the margin is linear the new height is independent of the old one and every proposal is accepted.
     """
