@@ -10,7 +10,7 @@ from ppl_risk.estimate import LOG10
 TITLE = "linear_gaussian: guide + importance sampling and SMC against the exact answer"
 SEEDS, SMC_SEEDS = 20, 100
 #: Levels that a run needs at keep = 1/4, from which the particles follow that spend 20 000 calls.
-CALLS = 20_000
+CALLS = 19_200  # the plan; level counts vary a little between seeds, and none may pass 20 000
 
 
 def guided(problem: pr.RiskProblem, seed: int) -> pr.RiskEstimate:

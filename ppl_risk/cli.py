@@ -153,12 +153,8 @@ def list_() -> int:
     print("models")
     for name in list_models():
         card = shelf("models") / name / "card.md"
-        lines = (
-            [line for line in card.read_text().splitlines() if line and not line.startswith("#")]
-            if card.exists()
-            else [""]
-        )
-        print(f"  {name:<22} {lines[0]}")
+        text = " ".join(card.read_text().split("\n\n")[1].split()) if card.exists() else ""
+        print(f"  {name:<22} {text.removeprefix('**What it is.** ').split('. ')[0]}.")
     print("recipes")
     for name in list_recipes():
         first = (shelf("inference") / f"{name}.py").read_text().splitlines()[0]
