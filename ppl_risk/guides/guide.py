@@ -44,8 +44,9 @@ class Group(nn.Module):
 
     def unflatten(self, z: Float[Tensor, "*batch n"]) -> dict[str, Tensor]:
         """Site values from standardised coordinates."""
-        value = self.centre + self.spread * z
-        return {n: value[..., self.parts[n]].reshape(*z.shape[:-1], *s) for n, s in self._named()}
+        # One split: its gradient is one concatenation, where each slice would fill a whole tensor with zeros.
+        parts = (self.centre + self.spread * z).split([s.numel() for s in self.shapes], -1)
+        return {n: part.reshape(*z.shape[:-1], *s) for part, (n, s) in zip(parts, self._named(), strict=True)}
 
     def _named(self) -> list[tuple[str, torch.Size]]:
         return list(zip(self.names, self.shapes, strict=True))

@@ -20,9 +20,11 @@ class PathGradient(TorchDistribution):
     has_rsample = True
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - the name and type are torch's
 
-    def __init__(self, live: Any, frozen: Any) -> None:
+    def __init__(self, live: Any, frozen: Any, batch_shape: Sequence[int] = ()) -> None:
+        # Both laws stay as they are, with batch shape (): a batch of particles is so many draws, and expanding the laws would
+        # multiply their matrices by the number of particles.
         self.live, self.frozen = live, frozen
-        super().__init__(live.batch_shape, live.event_shape, validate_args=False)
+        super().__init__(torch.Size(batch_shape), live.event_shape, validate_args=False)
 
     @property
     def support(self) -> Any:
@@ -30,12 +32,12 @@ class PathGradient(TorchDistribution):
         return self.live.support
 
     def expand(self, batch_shape: Sequence[int], _instance: object = None) -> PathGradient:
-        """Both laws, expanded."""
-        return PathGradient(self.live.expand(batch_shape), self.frozen.expand(batch_shape))
+        """The same law, independently for each entry of the batch."""
+        return PathGradient(self.live, self.frozen, batch_shape)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """Sample with gradients."""
-        return self.live.rsample(torch.Size(sample_shape))
+        return self.live.rsample(torch.Size(sample_shape) + self.batch_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log density, nats, whose gradient goes through the value alone."""
