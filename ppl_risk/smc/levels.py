@@ -57,12 +57,15 @@ class Tuning(NamedTuple):
 
 
 class Run(NamedTuple):
-    """One run: log p (-inf where the event was not reached), its levels, posterior draws, and the survival curve."""
+    """One run: log p (-inf where the event was not reached), its levels, posterior draws, and what the survival curve needs.
+
+    `survival` holds, per level, log Pr of being there, and the margins with their log weights.
+    """
 
     log_prob: float
     levels: list[Level]
     posterior: Tensor
-    survival: list[tuple[float, Tensor]]
+    survival: list[tuple[float, Tensor, Tensor]]
     best_margin: float
     first_margin: Tensor
 
@@ -108,7 +111,7 @@ def run_levels(
     """
     state, count = start, len(start.margin)
     levels: list[Level] = []
-    survival: list[tuple[float, Tensor]] = []
+    survival: list[tuple[float, Tensor, Tensor]] = []
     log_prob, stalled, threshold = 0.0, 0, -math.inf
     spread = float(state.margin.std()) or 1.0
     while len(levels) < max_levels:
@@ -120,7 +123,7 @@ def run_levels(
                 threshold = min(0.0, float(above.min())) if len(above) else previous
         else:
             threshold = min(0.0, fixed_levels[len(levels)]) if len(levels) < len(fixed_levels) else 0.0
-        survival.append((log_prob, state.margin))
+        survival.append((log_prob, state.margin, log_weight))
         alive = torch.where(state.margin >= threshold, log_weight, -torch.inf)
         log_ratio = float(alive.double().logsumexp(0)) - math.log(len(alive))
         log_prob += log_ratio

@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import torch
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_risk.errors import RiskError
@@ -103,7 +104,8 @@ def run_smc(
             posterior = posterior_of(problem, problem.from_normal(together), chains=runs)
     log_prob, std_error = combine(np.array([r.log_prob for r in results]))
     history = _history([r.levels for r in results])
-    bound = _bound_of_first_draws(results, round(float(proposal.shares[0]) * particles))
+    first = _first_draws(results, round(float(proposal.shares[0]) * particles))
+    bound = decades(clopper_pearson(*first, 0.9)[1] / LOG10)
     status, remedy = _verdict(results, std_error, history["acceptance"], bound, max_levels)
     return RiskEstimate(
         method=f"SMC {moves}" + (" from a guide" if guide is not None else ""),
@@ -115,6 +117,7 @@ def run_smc(
             "lowest_acceptance": float(np.nanmin(np.append(history["acceptance"], 1.0))),
             "fewest_survivors": float(np.nanmin(history["ess"])), "best_margin": max(r.best_margin for r in results),
         },
+        hits=first if status is Status.NO_HITS else None,
         posterior=posterior, history={"smc_history": history}, survival=_survival(results),
         settings={"particles": particles, "runs": runs, "keep": keep, "moves": moves, "guide": guide is not None},
     )  # fmt: skip
@@ -150,10 +153,10 @@ def combine(log_probs: np.ndarray) -> tuple[float, float]:
     return log_mean, max(relative, logarithmic) / math.sqrt(runs)
 
 
-def _bound_of_first_draws(results: list[Run], prior_rows: int) -> str:
-    """95 % upper bound on p from the draws of the prior, which come first; all that a failed climb has established."""
+def _first_draws(results: list[Run], prior_rows: int) -> tuple[int, int]:
+    """(hits, draws) of the prior, whose draws come first: all that a failed climb has established."""
     first = torch.cat([r.first_margin[:prior_rows] for r in results])
-    return decades(clopper_pearson(int((first >= 0).sum()), len(first), 0.9)[1] / LOG10)
+    return int((first >= 0).sum()), len(first)
 
 
 def _verdict(
@@ -190,18 +193,25 @@ def _history(runs: list[list[Level]]) -> dict[str, np.ndarray]:
     return {name: padded[..., i] for i, name in enumerate(Level._fields)}
 
 
+def _weighted_median(value: Tensor, log_weight: Tensor) -> float:
+    ordered, index = value.sort()
+    mass = log_weight[index].double().softmax(0).cumsum(0)
+    return float(ordered[int((mass < 0.5).sum().clamp(max=len(value) - 1))])
+
+
 def _survival(results: list[Run], points: int = 80) -> tuple[np.ndarray, np.ndarray]:
     """log Pr[margin > t] on a common grid: per run from the level below t, averaged over the runs that got that far."""
-    low = float(np.median([float(r.survival[0][1].median()) for r in results]))
+    low = float(np.median([_weighted_median(*r.survival[0][1:]) for r in results]))
     grid = np.linspace(low, max(r.best_margin for r in results), points)
     curves = np.full((len(results), points), -np.inf)
     for row, run in enumerate(results):
         starts = [-np.inf] + [level.threshold for level in run.levels]
-        for (log_prob, margin), start in zip(run.survival, starts, strict=False):
-            values = np.sort(margin.cpu().numpy())
-            above = len(values) - np.searchsorted(values, grid)
+        for (log_prob, margin, log_weight), start in zip(run.survival, starts, strict=False):
+            order = margin.argsort()
+            mass = np.append(log_weight.double().exp()[order].flip(0).cumsum(0).flip(0).cpu().numpy(), 0.0)
+            above = mass[np.searchsorted(margin[order].cpu().numpy(), grid)]
             with np.errstate(divide="ignore"):
-                curve = log_prob + np.log(above / len(values))
+                curve = log_prob + np.log(above / len(margin))
             curves[row] = np.where(grid >= start, curve, curves[row])
     mean = np.logaddexp.reduce(curves, axis=0) - math.log(len(results))
     seen = np.isfinite(mean)

@@ -37,7 +37,8 @@ def test_no_hits_is_a_bound_and_no_number(kind):
     assert math.isnan(estimate.std_error)
     assert bound_in(estimate.remedy) == pytest.approx(3 / 240, rel=0.05)
     assert estimate.posterior == {}
-    assert str(estimate).startswith("no number")
+    assert str(estimate).startswith("P(catastrophe) < 1.2e-02 with 95 % confidence")
+    assert math.exp(estimate.interval()[1]) == pytest.approx(3 / 240, rel=0.05)
     best = float(re.search(r"margin (-[\d.]+)", estimate.remedy)[1])
     assert best == pytest.approx(estimate.evidence["best_margin"], rel=0.01)
 
