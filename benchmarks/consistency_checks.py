@@ -41,7 +41,7 @@ def run() -> str:
         own_row["independence, exact"] = decades(checks * float(norm.logsf(THRESHOLD)))
         for name, family in FAMILIES.items():
             if family.coordinates == "activation":
-                believed = pr.fit_layerwise(problem, family, draws=20_000, particles=1000, seed=0, progress=False)
+                believed = pr.fit_layerwise(problem, family, draws=20_000, particles=500, seed=0, progress=False)
                 own_row[name] = (
                     f"{decades(believed.log_prob)} {'' if believed.status.name == 'MODEL_ONLY' else believed.status.name}"
                 )

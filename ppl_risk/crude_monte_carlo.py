@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from ppl_risk.errors import PreflightError, RiskError
-from ppl_risk.estimate import RiskEstimate, Status, clopper_pearson, decades
+from ppl_risk.estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
@@ -18,6 +18,8 @@ from ppl_risk.randomness import seeded
 
 #: Margins kept for the survival curve.
 KEPT = 200_000
+#: Fewer hits than this leave a relative error above a fifth, and factors of 2 within 3 standard errors.
+SMALLEST_HITS = 20
 
 
 @torch.no_grad()
@@ -68,18 +70,29 @@ def monte_carlo(
             bar.update(rows)
         posterior = posterior_of(problem, torch.cat(caught)) if caught else {}
     log_prob = math.log(hits / calls) if hits else math.nan
-    low_high = clopper_pearson(hits, calls, 0.9)
-    remedy = "" if hits else (
-        f"No catastrophe in {calls:,} draws. This is not P = 0: P < {decades(low_high[1] / math.log(10))} with 95 % "
-        "confidence. Use ppl_risk.run_smc or ppl_risk.fit_svi, or raise calls."
-    )  # fmt: skip
+    status, remedy = _verdict(hits, calls)
     return RiskEstimate(
         method="Monte Carlo", log_prob=log_prob, std_error=math.sqrt((1 - hits / calls) / hits) if hits else math.nan,
-        status=Status.OK if hits else Status.NO_HITS, remedy=remedy,
+        status=status, remedy=remedy,
         forward_calls=meter.forward_calls, flops=problem.flops(meter), seconds=time.perf_counter() - started, seed=seed,
         problem=problem.name, hits=(hits, calls), evidence={"hits": float(hits), "draws": float(calls)},
         posterior=posterior, survival=survival_of(np.concatenate(margins)), settings={"calls": calls},
     )  # fmt: skip
+
+
+def _verdict(hits: int, calls: int) -> tuple[Status, str]:
+    if hits == 0:
+        bound = decades(clopper_pearson(0, calls, 0.9)[1] / LOG10)
+        return Status.NO_HITS, (
+            f"No catastrophe in {calls:,} draws. This is not P = 0: P < {bound} with 95 % confidence. Use ppl_risk.run_smc or "
+            "ppl_risk.fit_svi, or raise calls."
+        )
+    if hits < SMALLEST_HITS:
+        return Status.LOW_ESS, (
+            f"Only {hits} catastrophes in {calls:,} draws: the interval holds, the number is rough. Use ppl_risk.run_smc or "
+            f"ppl_risk.fit_svi, or calls={calls * -(-SMALLEST_HITS // hits) * 2:,}."
+        )
+    return Status.OK, ""
 
 
 def survival_of(margins: np.ndarray, points: int = 60) -> tuple[np.ndarray, np.ndarray]:

@@ -155,7 +155,7 @@ def entry(rarity: str, truth: Answer, others: list[Answer]) -> dict[str, object]
 def main() -> None:
     """Write truth.json beside this file."""
     parser = argparse.ArgumentParser(description="Write models/digits/truth.json.")
-    parser.add_argument("--draws", type=float, nargs=2, default=[1e9, 2e9], help="plain draws at 1e-4 and at 1e-7")
+    parser.add_argument("--draws", type=float, nargs=2, default=[1e9, 4e9], help="plain draws at 1e-4 and at 1e-7")
     parser.add_argument("--importance", type=int, nargs=2, default=[500_000, 8], help="draws a seed, and seeds")
     parser.add_argument("--particles", type=int, nargs=2, default=[20_000, 16], help="particles a run, and runs")
     parser.add_argument("--counts", type=Path, help="folder that keeps the counts, to go on after a stop")

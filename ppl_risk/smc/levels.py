@@ -157,7 +157,7 @@ def refresh(
 
     Where successive kept states hardly differ the next level keeps every second one as often (and back again).
     """
-    chain = max(1, math.ceil(count / len(seeds.margin)) - 1)
+    chain = max(1, round(count / len(seeds.margin)) - 1)
     states, current, steps = [seeds], seeds, list(tuning.steps)
     shares = _shares_to_try(tuning, seeds.u.shape[1])
     jumps, rates, tried = dict.fromkeys(shares, 0.0), [], dict.fromkeys(shares, 0)
