@@ -99,7 +99,7 @@ def fit_svi(
             kept = resample(result.draws, posterior_draws) if result.hits and posterior_draws else None
             posterior = {} if kept is None else posterior_of(problem, problem.from_normal(kept))
     status, remedy = verdict(result)
-    if not status.believable and not fit.converged:
+    if not status.believable and status is not Status.NO_HITS and not fit.converged:
         status, remedy = Status.NOT_CONVERGED, "The ELBO was still moving: use more steps. " + remedy
     rows = len(result.draws.u) // 4 * 4
     return RiskEstimate(
@@ -234,5 +234,7 @@ def _settled(losses: np.ndarray) -> tuple[float, float, bool]:
     error = float(after.std(ddof=1)) / math.sqrt(half)
     noise = math.hypot(error, float(before.std(ddof=1)) / math.sqrt(half))
     moved = float(before.mean() - after.mean())
-    converged = bool(np.isfinite(losses[-half:]).all()) and moved < 3 * noise + 0.1
+    # A bound on the log of a probability cannot be positive: a guide that says so has left what its numbers can represent.
+    possible = after.mean() > -3 * error
+    converged = bool(np.isfinite(losses[-half:]).all()) and moved < 3 * noise + 0.1 and bool(possible)
     return -float(after.mean()), error, converged

@@ -131,8 +131,14 @@ class FullLaw(Law):
         self.lower = nn.Parameter(torch.zeros(dimension, dimension, device=device))
 
     def scale_tril(self) -> Float[Tensor, "n n"]:
-        """The Cholesky factor."""
-        unit = self.lower.tril(-1) + torch.eye(self.dimension, device=self.lower.device, dtype=self.lower.dtype)
+        """The Cholesky factor.
+
+        `lower` holds it times sqrt(n): a row has up to n entries, and steps of the size that suits one scale would together
+        make the factor singular.
+        """
+        unit = self.lower.tril(-1) / math.sqrt(self.dimension) + torch.eye(
+            self.dimension, device=self.lower.device, dtype=self.lower.dtype
+        )
         return self.scale[:, None] * unit
 
     def marginal(self, part: slice) -> Distribution:
@@ -155,7 +161,7 @@ class FullLaw(Law):
         scale = tril.diagonal()
         self.loc.copy_(loc)
         self.set_scale(scale)
-        self.lower.copy_(tril / scale[:, None])
+        self.lower.copy_(math.sqrt(self.dimension) * tril / scale[:, None])
 
 
 class MixtureLaw(Law):

@@ -36,7 +36,10 @@ def pareto_khat(log_weights: Float[Tensor, " draws"]) -> float:
     excess = top[1:] - top[0]
     if float(excess[-1]) <= 1e-12:
         return -math.inf  # all weights of the tail are equal: as light as can be
-    k, _sigma = fit_generalized_pareto(excess)
+    try:
+        k, _sigma = fit_generalized_pareto(excess)
+    except ZeroDivisionError:
+        return math.inf  # the quartile of the tail underflows: one weight carries everything
     return float(k)
 
 

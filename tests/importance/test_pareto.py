@@ -61,3 +61,8 @@ def test_effective_sample_size():
     assert effective_sample_size(w.log()) == pytest.approx(36 / 14)
     assert effective_sample_size(torch.full((5,), -torch.inf)) == 0.0
     assert effective_sample_size(torch.zeros(0)) == 0.0
+
+
+def test_a_tail_that_underflows_is_as_heavy_as_can_be():
+    """One weight carries everything: the quartile of the tail is 0 in double precision."""
+    assert pareto_khat(torch.cat([torch.zeros(1), torch.linspace(-2000.0, -1000.0, 400)])) == math.inf
