@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ppl_risk.layerwise import fit_layerwise as fit_layerwise
     from ppl_risk.preflight import check as check
     from ppl_risk.problem import RiskProblem as RiskProblem
+    from ppl_risk.provenance import Provenance as Provenance
     from ppl_risk.smc import run_smc as run_smc
     from ppl_risk.svi import fit_svi as fit_svi
     from ppl_risk.zoo import load_model as load_model
@@ -29,8 +30,8 @@ if TYPE_CHECKING:
     from ppl_risk.zoo import load_truth as load_truth
 
 _HOME = {
-    "ActivationModel": "activations", "Comparison": "comparison", "RiskError": "errors", "RiskEstimate": "estimate",
-    "RiskProblem": "problem", "Status": "estimate", "check": "preflight", "compare": "comparison",
+    "ActivationModel": "activations", "Comparison": "comparison", "Provenance": "provenance", "RiskError": "errors",
+    "RiskEstimate": "estimate", "RiskProblem": "problem", "Status": "estimate", "check": "preflight", "compare": "comparison",
     "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
     "monte_carlo": "crude_monte_carlo", "run_smc": "smc",
 }  # fmt: skip

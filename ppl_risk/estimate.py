@@ -47,7 +47,7 @@ class RiskEstimate:
         std_error: standard error of log_prob, nats (nan where the method has none).
         status: what the estimate knows about itself, and `remedy`, one sentence on what to do.
         forward_calls, gradient_calls: rows through the network, and gradients of rows.
-        flops, seconds: cost. seed: what reproduces it.
+        flops, seconds: cost. training_flops: what training the network took, where known. seed: what reproduces it.
         hits: (hits, draws) of plain counting, for an exact binomial interval.
         dof: degrees of freedom of a Student interval over independent runs.
         evidence: named diagnostics (k_hat, ess, acceptance, ...).
@@ -70,6 +70,7 @@ class RiskEstimate:
     gradient_calls: int = 0
     flops: float = 0.0
     seconds: float = 0.0
+    training_flops: float | None = None
     seed: int | None = None
     problem: str = ""
     hits: tuple[int, int] | None = None
@@ -97,6 +98,11 @@ class RiskEstimate:
     def calls(self) -> int:
         """Forward and gradient calls together: one gradient of one row counts as one more call."""
         return self.forward_calls + self.gradient_calls
+
+    @property
+    def training_ratio(self) -> float | None:
+        """FLOPs of this estimate over those that trained the network; None where the latter are unknown."""
+        return None if self.training_flops is None else self.flops / self.training_flops
 
     def interval(self, level: float = 0.9) -> tuple[float, float]:
         """Interval for log_prob, in nats, that covers with probability `level`.
@@ -129,6 +135,7 @@ class RiskEstimate:
             span = f"   90 % interval [{decades(low)}, {decades(high)}]" if math.isfinite(high) else ""
             head = f"P(catastrophe) = {decades(self.log10_prob)}   (log10 {self.log10_prob:.2f}){span}"
         verdict = "BELIEVE" if self.status.believable else "DO NOT BELIEVE"
+        share = "" if self.training_ratio is None else f" ({self.training_ratio:.2g} of training)"
         lines = [head, f"  verdict   {verdict}: {self.status.name}, {self.status.value}"]
         if self.remedy:
             lines.append(f"  remedy    {self.remedy}")
@@ -139,7 +146,7 @@ class RiskEstimate:
         lines += [
             f"  method    {self.method}" + (f" on {self.problem}" if self.problem else ""),
             f"  cost      {self.forward_calls:,} forward and {self.gradient_calls:,} gradient calls, "
-            f"{self.flops:.1e} FLOPs, {self.seconds:.1f} s",
+            f"{self.flops:.1e} FLOPs{share}, {self.seconds:.1f} s",
             f"  covers    {COVERS}",
         ]
         return "\n".join(lines)

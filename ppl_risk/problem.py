@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppl_risk.errors import RiskError
 from ppl_risk.inputs import Transport, transport_of
 from ppl_risk.network import Visitor, layers_to_cut, named_modules, visiting
+from ppl_risk.provenance import Provenance
 from ppl_risk.randomness import seeded
 
 #: What one batch may take for activations; the batch size follows from the bytes that one row was seen to need.
@@ -42,6 +43,7 @@ class RiskProblem:
         name: for printing and for files.
         layers: dotted names of the modules whose outputs become sites; default every affine module. Modules of a
             detector are named `detector.<name>`.
+        provenance: what is known of the network's training: initial weights for `select`, FLOPs for cost accounting.
 
     Raises:
         RiskError: the input law has a batch shape, or network or detector cannot be called.
@@ -61,6 +63,7 @@ class RiskProblem:
         *,
         name: str = "",
         layers: Sequence[str] | None = None,
+        provenance: Provenance | None = None,
     ) -> None:
         for role, part in (("network", network), ("detector", detector)):
             if part is not None and not callable(part):
@@ -79,6 +82,7 @@ class RiskProblem:
         self.inputs = inputs
         self.detector = detector
         self.name = name or getattr(network, "__name__", type(network).__name__)
+        self.provenance = provenance or Provenance()
         self.modules = named_modules(network, detector)
         self.cut = layers_to_cut(self.modules, list(layers) if layers is not None else None)
         self._meters: list[Meter] = []

@@ -136,7 +136,7 @@ def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
     values = {k: v for k, v in record.items() if k in known}
     for name in ("log_prob", "std_error", "flops", "seconds"):
         values[name] = float(values[name])
-    for name in ("elbo", "dof"):
+    for name in ("elbo", "dof", "training_flops"):
         values[name] = None if values.get(name) is None else float(values[name])
     values["status"] = Status[values["status"]]
     values["hits"] = tuple(values["hits"]) if values.get("hits") else None

@@ -22,9 +22,7 @@ def load_weights(module: nn.Module, path: str | Path) -> str:
         RiskError: no such file, or names or shapes that the module does not have.
     """
     file = Path(path)
-    if not file.is_file():
-        raise RiskError(f"There is no weights file {file}.")
-    state = _read(file)
+    state = read_weights(file)
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
@@ -32,7 +30,11 @@ def load_weights(module: nn.Module, path: str | Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
-def _read(file: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: str | Path) -> dict[str, torch.Tensor]:
+    """The tensors of a file, by name; errors as in `load_weights`."""
+    file = Path(path)
+    if not file.is_file():
+        raise RiskError(f"There is no weights file {file}.")
     if file.suffix == ".safetensors":
         try:
             return load_file(file)

@@ -18,6 +18,7 @@ FLOORS = (
         "network",
         "inputs",
         "problem",
+        "provenance",
         "estimate",
         "storage",
         "preflight",

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from ppl_risk import RiskError, RiskProblem
+from ppl_risk import Provenance, RiskError, RiskProblem
 
 HERE = Path(__file__).parent
 DIGIT, MISREADING = 3, 8
@@ -53,4 +53,5 @@ def problem(*, rarity: str = "1e-4") -> RiskProblem:
     network.load_state_dict(load_file(HERE / "final.safetensors"), assign=True)
     image = load_file(HERE / "inputs.safetensors")["image"]
     law = Independent(Normal(image, SIGMA[rarity]), 1)
-    return RiskProblem(network.eval().requires_grad_(False), law, misread, name="digits")
+    trained = Provenance.read(initial=HERE / "initial.safetensors", record=HERE / "training.json")
+    return RiskProblem(network.eval().requires_grad_(False), law, misread, name="digits", provenance=trained)
