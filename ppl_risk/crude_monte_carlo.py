@@ -74,7 +74,7 @@ def monte_carlo(
     return RiskEstimate(
         method="Monte Carlo", log_prob=log_prob, std_error=math.sqrt((1 - hits / calls) / hits) if hits else math.nan,
         status=status, remedy=remedy,
-        forward_calls=meter.forward_calls, flops=problem.flops(meter), training_flops=problem.provenance.training_flops, seconds=time.perf_counter() - started, seed=seed,
+        **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed,
         problem=problem.name, hits=(hits, calls), evidence={"hits": float(hits), "draws": float(calls)},
         posterior=posterior, survival=survival_of(np.concatenate(margins)), settings={"calls": calls},
     )  # fmt: skip

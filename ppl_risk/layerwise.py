@@ -82,7 +82,7 @@ def fit_layerwise(
         status, remedy = believed.status, "Inside the guide's law: " + believed.remedy
     return replace(
         believed, method=f"layerwise {family.label}", status=status, remedy=remedy,
-        forward_calls=meter.forward_calls, gradient_calls=meter.gradient_calls, flops=problem.flops(meter), training_flops=problem.provenance.training_flops,
+        **problem.cost(meter),
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name, guide=guide, posterior={}, survival=None,
         evidence=dict(believed.evidence) | {"fitted_draws": float(draws)},
         settings={"family": repr(family), "draws": draws, "particles": particles},

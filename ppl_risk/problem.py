@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -238,6 +239,13 @@ class RiskProblem:
     def flops(self, meter: Meter) -> float:
         """FLOPs of what a meter counted; a gradient costs two forward passes more."""
         return self.flops_per_row * (meter.forward_calls + 2 * meter.gradient_calls)
+
+    def cost(self, meter: Meter) -> dict[str, Any]:
+        """The fields of a `RiskEstimate` that say what it cost."""
+        return {
+            "forward_calls": meter.forward_calls, "gradient_calls": meter.gradient_calls, "flops": self.flops(meter),
+            "training_flops": self.provenance.training_flops,
+        }  # fmt: skip
 
 
 def _name_of(law: Distribution) -> str:

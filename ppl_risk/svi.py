@@ -105,7 +105,7 @@ def fit_svi(
     return RiskEstimate(
         method=f"SVI {family.label} + importance sampling",
         log_prob=result.log_prob, std_error=result.std_error, status=status, remedy=remedy,
-        forward_calls=meter.forward_calls, gradient_calls=meter.gradient_calls, flops=problem.flops(meter), training_flops=problem.provenance.training_flops,
+        **problem.cost(meter),
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         elbo=fit.elbo, guide=fit.guide,
         evidence={

@@ -16,6 +16,8 @@ ENTRIES = [
     for name in list_models()
     for entry in json.loads((shelf("models") / name / "truth.json").read_text())["entries"]
 ]
+#: Where the weights of that recipe have k-hat > 0.7 and it says so: too many directions lead to the catastrophe.
+SPREAD_OUT = {"digits_conv", "digits_deep", "digits_residual", "wide_random"}
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -37,7 +39,10 @@ def test_truth_agrees_with_a_quick_estimate(name, parameters):
         assert estimate.status is pr.Status.NO_HITS
         assert math.isnan(estimate.log_prob)
         return
-    estimate = load_recipe("svi_network")(problem, seed=0, progress=False)
+    if name in SPREAD_OUT:
+        estimate = pr.run_smc(problem, particles=2000, runs=8, posterior_draws=0, seed=0, progress=False)
+    else:
+        estimate = load_recipe("svi_network")(problem, seed=0, progress=False)
     assert estimate.status is pr.Status.OK
     assert abs(estimate.log_prob - truth.log_prob) < 5 * math.hypot(estimate.std_error, truth.std_error)
 

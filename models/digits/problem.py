@@ -21,14 +21,14 @@ DIGIT, MISREADING = 3, 8
 SIGMA = {"1e-4": 0.12, "1e-7": 0.087}
 
 
-def digit_reader() -> nn.Sequential:
-    """The network, freshly initialised: 64 pixels, three hidden layers of 64 units, 10 logits."""
+def digit_reader(width: int = 64) -> nn.Sequential:
+    """The network, freshly initialised: 64 pixels, three hidden layers (64 units in the model itself), 10 logits."""
     return nn.Sequential(
         OrderedDict(
-            fc1=nn.Linear(64, 64), relu1=nn.ReLU(),
-            fc2=nn.Linear(64, 64), relu2=nn.ReLU(),
-            fc3=nn.Linear(64, 64), relu3=nn.ReLU(),
-            logits=nn.Linear(64, 10),
+            fc1=nn.Linear(64, width), relu1=nn.ReLU(),
+            fc2=nn.Linear(width, width), relu2=nn.ReLU(),
+            fc3=nn.Linear(width, width), relu3=nn.ReLU(),
+            logits=nn.Linear(width, 10),
         )
     )  # fmt: skip
 

@@ -110,7 +110,7 @@ def run_smc(
     return RiskEstimate(
         method=f"SMC {moves}" + (" from a guide" if guide is not None else ""),
         log_prob=log_prob, std_error=std_error, status=status, remedy=remedy, dof=runs - 1.0,
-        forward_calls=meter.forward_calls, gradient_calls=meter.gradient_calls, flops=problem.flops(meter), training_flops=problem.provenance.training_flops,
+        **problem.cost(meter),
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         evidence={
             "runs": float(runs), "run_spread": std_error * math.sqrt(runs), "levels": float(history["threshold"].shape[1]),
