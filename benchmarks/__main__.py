@@ -11,7 +11,10 @@ import torch
 
 from benchmarks.results import write_section
 
-STUDIES = ("linear_gaussian", "consistency_checks", "excluded_catastrophe", "digits", "particles")
+STUDIES = (
+    "linear_gaussian", "consistency_checks", "excluded_catastrophe", "digits", "particles", "selection_curve",
+    "selection_depth", "selection_cost", "joint_law",
+)  # fmt: skip
 
 
 def main(names: list[str]) -> None:

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ppl_risk.preflight import check as check
     from ppl_risk.problem import RiskProblem as RiskProblem
     from ppl_risk.provenance import Provenance as Provenance
+    from ppl_risk.selection import Selection as Selection
+    from ppl_risk.selection import UpdateSketch as UpdateSketch
+    from ppl_risk.selection import select as select
     from ppl_risk.smc import run_smc as run_smc
     from ppl_risk.svi import fit_svi as fit_svi
     from ppl_risk.zoo import load_model as load_model
@@ -31,9 +34,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ActivationModel": "activations", "Comparison": "comparison", "Provenance": "provenance", "RiskError": "errors",
-    "RiskEstimate": "estimate", "RiskProblem": "problem", "Status": "estimate", "check": "preflight", "compare": "comparison",
-    "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
-    "monte_carlo": "crude_monte_carlo", "run_smc": "smc",
+    "RiskEstimate": "estimate", "RiskProblem": "problem", "Selection": "selection", "Status": "estimate",
+    "UpdateSketch": "selection", "check": "preflight", "compare": "comparison", "fit_layerwise": "layerwise",
+    "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo", "monte_carlo": "crude_monte_carlo",
+    "run_smc": "smc", "select": "selection",
 }  # fmt: skip
 _ROOMS = ("guides", "plots")
 

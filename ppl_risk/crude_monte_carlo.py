@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,15 +70,22 @@ def monte_carlo(
                 margins.append(margin.cpu().numpy())
             bar.update(rows)
         posterior = posterior_of(problem, torch.cat(caught)) if caught else {}
-    log_prob = math.log(hits / calls) if hits else math.nan
-    status, remedy = _verdict(hits, calls)
     return RiskEstimate(
-        method="Monte Carlo", log_prob=log_prob, std_error=math.sqrt((1 - hits / calls) / hits) if hits else math.nan,
-        status=status, remedy=remedy,
-        **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed,
-        problem=problem.name, hits=(hits, calls), evidence={"hits": float(hits), "draws": float(calls)},
-        posterior=posterior, survival=survival_of(np.concatenate(margins)), settings={"calls": calls},
+        method="Monte Carlo", **counted(hits, calls), **problem.cost(meter), seconds=time.perf_counter() - started,
+        seed=seed, problem=problem.name, posterior=posterior, survival=survival_of(np.concatenate(margins)),
+        settings={"calls": calls},
     )  # fmt: skip
+
+
+def counted(hits: int, calls: int) -> dict[str, Any]:
+    """The fields of an estimate that counts: number, error, verdict and evidence."""
+    status, remedy = _verdict(hits, calls)
+    return {
+        "log_prob": math.log(hits / calls) if hits else math.nan,
+        "std_error": math.sqrt((1 - hits / calls) / hits) if hits else math.nan,
+        "status": status, "remedy": remedy, "hits": (hits, calls),
+        "evidence": {"hits": float(hits), "draws": float(calls)},
+    }  # fmt: skip
 
 
 def _verdict(hits: int, calls: int) -> tuple[Status, str]:

@@ -1,52 +1,77 @@
 r"""Forward KL on the unconditioned law: what a guide family itself believes about the tail.
 
-The guide is the maximum-likelihood fit to draws of the true network, guide = argmin KL(activation law || guide), and the
-estimate is the guide's own tail, Pr_guide[margin >= 0]. It needs no catastrophic input; its error is the price of the
-correlations that the family does not carry. What lies behind the last sites (a detector) runs as it is, on activations
-drawn from the guide. The unrestricted class of empirical laws would give plain Monte Carlo.
+Fitted to draws of the true network, guide = argmin KL(activation law || guide); or pushed, layer by layer, P_l = argmin
+KL(f_l # P_{l-1} || P), each layer on draws of the guide of the layers before (layer-by-layer activation modelling, ARC 2024).
+The estimate is the guide's own tail, Pr_guide[margin >= 0]. It needs no catastrophic input; its error is the price of the
+correlations that the family does not carry. The unrestricted class, `Empirical`, is plain Monte Carlo.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
 
-from ppl_risk.activations import ActivationModel
+from ppl_risk.activations import INPUT, ActivationModel
+from ppl_risk.crude_monte_carlo import counted, monte_carlo
 from ppl_risk.errors import RiskError
 from ppl_risk.estimate import RiskEstimate, Status
-from ppl_risk.guides import Family, Guide, LowRank
+from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, SelectedGuide, believed_problem
+from ppl_risk.guides import Network as NetworkGuide
+from ppl_risk.guides.believed import margin_of_values
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.smc import run_smc
+from ppl_risk.svi import fit_svi
+
+FITS = ("network", "pushed")
+TAILS = ("auto", "count", "importance", "smc")
+#: Catastrophes among the draws of the guide above which counting them is enough (a tenth of relative error).
+ENOUGH = 100
+
+
+@dataclass(frozen=True)
+class Tail:
+    """How the guide's own tail is found: route, draws that are counted, SMC particles, SVI steps."""
+
+    route: str
+    draws: int
+    particles: int
+    steps: int = 400
 
 
 def fit_layerwise(
     problem: RiskProblem,
     family: Family | None = None,
     *,
+    fit: str = "network",
+    tail: str = "auto",
     draws: int = 10_000,
     particles: int = 1000,
     seed: int = 0,
     progress: bool = True,
 ) -> RiskEstimate:
-    """Fit a guide to the network's own law and report the guide's tail, found by SMC inside the guide's law.
+    """Fit a guide to the network's own law and report the guide's tail.
 
-    The guide's law of all sites becomes the input law of a new risk problem whose network replaces activations by the draws,
-    so the tail is found at 1e-12 as well as at 1e-2. Its status is `MODEL_ONLY`: nothing in it checks the network.
+    The guide's law of all sites is itself a risk problem, so the tail is found at 1e-12 as well as at 1e-2. Its status is
+    `MODEL_ONLY`: nothing in it checks the network.
 
     Args:
         problem: the problem, with at least one layer. family: guide family in activation coordinates, default `LowRank()`.
-        draws: of the true network, that the guide is fitted to. particles: of SMC inside the guide's law.
+        fit: "network", to draws of the true network; or "pushed", each layer to draws of the guide of the layers before.
+        tail: "count", "importance" (SVI and importance sampling inside the guide's law) or "smc"; "auto" counts where
+            that sees enough, else takes importance sampling where its own diagnostics hold, else SMC.
+        draws: that the guide is fitted to, and that are counted. particles: of SMC inside the guide's law.
         seed: reproduces. progress: show a bar.
 
     Raises:
         PreflightError: the problem is not sound.
-        RiskError: a family in noise coordinates, whose tail is the network's own, or a problem without layers.
+        RiskError: a family in noise coordinates, whose tail is the network's own; a problem without layers; an unknown fit
+            or tail.
 
     Example:
         >>> from ppl_risk.zoo import load_model
@@ -54,6 +79,9 @@ def fit_layerwise(
         'MODEL_ONLY'
     """
     family = LowRank() if family is None else family
+    for name, value, known in (("fit", fit, FITS), ("tail", tail, TAILS)):
+        if value not in known:
+            raise RiskError(f"{name} must be one of {known}, got {value!r}.")
     if family.coordinates != "activation":
         raise RiskError(
             f"{family.label} lives in noise coordinates: its tail is the network's own. Use ppl_risk.run_smc."
@@ -64,76 +92,112 @@ def fit_layerwise(
         )
     started = time.perf_counter()
     require_sound(problem)
-    fit_seed, smc_seed = child_seeds(seed, 2)
+    fit_seed, tail_seed = child_seeds(seed, 2)
     with problem.metered() as meter:
-        # The exact activations: the resolution is for conditioning, and here nothing is conditioned on.
-        model = ActivationModel(problem, resolution=1e-3, pilot=draws, seed=fit_seed)
-        guide = family.bind(model.sites)
-        with seeded(fit_seed, problem.device):
-            guide.fit(model.pilot)
-        # A presumption can be wrong by hundreds of decades, and the levels to see it are cheap in the guide's law.
-        believed = run_smc(
-            believed_problem(problem, guide), particles=particles, max_levels=400, seed=smc_seed, progress=progress
-        )  # fmt: skip
+        guide = fitted_guide(problem, family, pushed=fit == "pushed", draws=draws, seed=fit_seed)
+        fit_flops = problem.flops(meter)
+        if isinstance(guide, EmpiricalGuide):
+            believed = _support(problem, guide)
+        else:
+            believed = _tail(problem, guide, Tail(tail, draws, particles), tail_seed, progress)
+    selected = family.selection.flops if isinstance(family, Selected) else 0.0
     status, remedy = Status.MODEL_ONLY, (
         "This is what the family presumes. Compare families, and hold it against ppl_risk.run_smc where that is affordable."
     )  # fmt: skip
-    if not believed.status.believable:
+    if not believed.status.believable and not isinstance(guide, EmpiricalGuide):
         status, remedy = believed.status, "Inside the guide's law: " + believed.remedy
+    cost = problem.cost(meter)
     return replace(
-        believed, method=f"layerwise {family.label}", status=status, remedy=remedy,
-        **problem.cost(meter),
+        believed, method=f"layerwise {family.label}" + (" pushed" if fit == "pushed" else ""), status=status, remedy=remedy,
+        **cost | {"flops": cost["flops"] + selected},
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name, guide=guide, posterior={}, survival=None,
-        evidence=dict(believed.evidence) | {"fitted_draws": float(draws)},
-        settings={"family": repr(family), "draws": draws, "particles": particles},
+        evidence=dict(believed.evidence) | {
+            "fitted_draws": float(draws), "fit_flops": fit_flops, "selection_flops": selected,
+            "tail_flops": cost["flops"] - fit_flops,
+        },
+        settings={
+            "family": repr(family), "fit": fit, "tail": believed.method, "draws": draws, "particles": particles,
+        },
     )  # fmt: skip
 
 
-def believed_problem(problem: RiskProblem, guide: Guide) -> RiskProblem:
-    """The risk problem in which the activations follow the guide's law instead of the network's."""
-    law = GuideLaw(guide)
-
-    def rest_of_network(z: Tensor) -> Tensor:
-        values = law.values(z)
-
-        def replace_by_draw(name: str, output: Tensor) -> Tensor:
-            return values[name].to(output.dtype)
-
-        return problem.run(problem.from_normal(values["input"]), replace_by_draw)
-
-    standard = torch.distributions.Normal(torch.zeros(law.dimension, device=problem.device), 1.0)
-    return RiskProblem(
-        rest_of_network, torch.distributions.Independent(standard, 1), name=f"{problem.name} (guide's law)"
-    )
-
-
-class GuideLaw:
-    """A guide as a map from standard normals to the values of all sites; Gaussian groups only."""
-
-    def __init__(self, guide: Guide) -> None:
-        self.maps = []
-        self.dimension = 0
-        with torch.no_grad():
-            for group in guide.parts():
-                law = group.law.distribution()
-                root = _root(law)
-                self.maps.append((group, law.mean, root, slice(self.dimension, self.dimension + group.law.dimension)))
-                self.dimension += group.law.dimension
-
-    def values(self, z: Tensor) -> dict[str, Tensor]:
-        """Site values (batch, *shape) from standard normals (batch, dimension)."""
-        values: dict[str, Tensor] = {}
-        for group, mean, root, part in self.maps:
-            step = z[:, part] * root if root.dim() == 1 else z[:, part] @ root.mT
-            values |= group.unflatten(mean + step)
-        return values
+def fitted_guide(
+    problem: RiskProblem, family: Family, *, pushed: bool, draws: int, seed: int
+) -> Guide | SelectedGuide | EmpiricalGuide:
+    """The guide of a family, fitted to draws of the unconditioned law."""
+    # The exact activations: the resolution is for conditioning, and here nothing is conditioned on.
+    if isinstance(family, Selected):
+        selected = family.bind(ActivationModel(problem, resolution=1e-3, pilot=256, seed=seed).sites)
+        with seeded(seed, problem.device):
+            u = torch.randn(draws, problem.transport.dimension, device=problem.device)
+            selected.fit_layers(u, pushed=pushed)
+        return selected
+    model = ActivationModel(problem, resolution=1e-3, pilot=draws, seed=seed)
+    with seeded(seed, problem.device):
+        values = _push(problem, family, model) if pushed else model.pilot
+        guide = family.bind(model.sites)
+        guide.fit(values)
+    return guide
 
 
-def _root(law: Distribution) -> Tensor:
-    """A square root of the covariance: the scales of a diagonal law, else the Cholesky factor."""
-    tril = getattr(law, "scale_tril", None)
-    if tril is not None:
-        return tril
-    if isinstance(law, torch.distributions.Independent):
-        return law.stddev
-    raise RiskError(f"The tail of a {type(law).__name__} guide is not available here; use a Gaussian input law.")
+@torch.no_grad()
+def _push(problem: RiskProblem, family: Family, model: ActivationModel) -> Mapping[str, Tensor]:
+    """Draws of all sites in which each layer has read what the guide of the sites before it produced."""
+    names = list(model.sites)
+    values: dict[str, Tensor] = {INPUT: model.pilot[INPUT]}
+    for place, name in enumerate(names):
+        if place:
+            values[name] = _output_given(problem, values, name)
+        guide = family.bind({n: model.sites[n] for n in names[: place + 1]})
+        guide.fit(values)
+        if place + 1 < len(names):
+            values = dict(guide.support if isinstance(guide, EmpiricalGuide) else guide.sample(len(values[INPUT])))
+    return values
+
+
+def _output_given(problem: RiskProblem, values: Mapping[str, Tensor], name: str) -> Tensor:
+    """What one layer returns where the sites before it take the given values."""
+    seen: dict[str, Tensor] = {}
+
+    def visit(site: str, output: Tensor) -> Tensor:
+        seen[site] = output
+        return values[site].to(output.dtype) if site in values else output
+
+    problem.run(problem.from_normal(values[INPUT]), visit)
+    return seen[name]
+
+
+def _support(problem: RiskProblem, guide: EmpiricalGuide) -> RiskEstimate:
+    """The tail of a law of finite support: the share of its points that are catastrophes."""
+    rows = len(guide.support[INPUT])
+    hits = 0
+    with torch.no_grad():
+        for index in torch.arange(rows, device=problem.device).split(problem.batch_size):
+            hits += int((margin_of_values(problem, {n: v[index] for n, v in guide.support.items()}) >= 0).sum())
+    return RiskEstimate("Monte Carlo", **counted(hits, rows))
+
+
+def _tail(problem: RiskProblem, guide: Guide | SelectedGuide, told: Tail, seed: int, progress: bool) -> RiskEstimate:
+    """The guide's own tail, by the cheapest route that can see it."""
+    believed = believed_problem(problem, guide)
+    counting, weighing, climbing = child_seeds(seed, 3)
+    with believed.metered() as meter:
+        found = None
+        if told.route in ("auto", "count"):
+            found = monte_carlo(believed, calls=told.draws, posterior_draws=0, seed=counting, progress=False)
+            enough = told.route == "count" or (found.hits is not None and found.hits[0] >= ENOUGH)
+            found = found if enough else None
+        if found is None and told.route in ("auto", "importance"):
+            found = fit_svi(
+                believed, NetworkGuide(), steps=told.steps, draws=told.draws, posterior_draws=0, seed=weighing,
+                progress=progress,
+            )  # fmt: skip
+            found = replace(found, elbo=None) if told.route == "importance" or found.status.believable else None
+        if found is None:
+            # A presumption can be wrong by hundreds of decades, and the levels to see it are cheap in the guide's law.
+            found = run_smc(
+                believed, particles=told.particles, max_levels=400, posterior_draws=0, seed=climbing, progress=progress
+            )
+    # Forward passes were booked as they ran; gradients are booked by whoever takes them, on the problem he holds.
+    problem.count_gradients(meter.gradient_calls)
+    return found

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from ppl_risk.errors import UnknownNameError
 
 AFFINE = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
-#: What a visitor does with an output: it receives the site's name and value and returns the value to go on with.
+#: What a visitor does with an output: it receives the site's name and value and returns the value to go on with. A reader does
+#: the same with what a layer is about to read, so that the layer alone sees the change: a residual stream passes untouched.
 Visitor = Callable[[str, Tensor], Tensor]
 
 
@@ -49,21 +50,43 @@ def layers_to_cut(modules: Mapping[str, nn.Module], layers: list[str] | None) ->
 
 
 @contextmanager
-def visiting(modules: Mapping[str, nn.Module], visit: Visitor) -> Iterator[None]:
-    """While the block runs, every output of the named modules goes through `visit`."""
-    calls: dict[str, int] = {}
+def visiting(modules: Mapping[str, nn.Module], visit: Visitor | None, read: Visitor | None = None) -> Iterator[None]:
+    """While the block runs, every output of the named modules goes through `visit`, every first argument through `read`."""
 
-    def hook_for(name: str) -> Callable[..., object]:
+    def site_names(name: str) -> Callable[[], str]:
+        calls = 0
+
+        def next_name() -> str:
+            nonlocal calls
+            calls += 1
+            return name if calls == 1 else f"{name}#{calls}"
+
+        return next_name
+
+    def after(name: str, change: Visitor) -> Callable[..., object]:
+        next_name = site_names(name)
+
         def hook(_module: nn.Module, _args: object, output: object) -> object:
-            calls[name] = calls.get(name, 0) + 1
-            site = name if calls[name] == 1 else f"{name}#{calls[name]}"
             if isinstance(output, tuple):
-                return (visit(site, output[0]), *output[1:])
-            return visit(site, output)  # pyright: ignore[reportArgumentType]
+                return (change(next_name(), output[0]), *output[1:])
+            return change(next_name(), output)  # pyright: ignore[reportArgumentType]
 
         return hook
 
-    handles = [module.register_forward_hook(hook_for(name)) for name, module in modules.items()]
+    def before(name: str, change: Visitor) -> Callable[..., object]:
+        next_name = site_names(name)
+
+        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> object:
+            return (change(next_name(), args[0]), *args[1:])
+
+        return hook
+
+    handles = []
+    for name, module in modules.items():
+        if read is not None:
+            handles.append(module.register_forward_pre_hook(before(name, read)))
+        if visit is not None:
+            handles.append(module.register_forward_hook(after(name, visit)))
     try:
         yield
     finally:

@@ -139,13 +139,13 @@ class RiskProblem:
     def _place(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype) if x.is_floating_point() else x.to(self.device)
 
-    def run(self, x: Tensor, visit: Visitor | None = None) -> Float[Tensor, " batch"]:
-        """One batch through network and detector, each named layer passing through `visit`; returns margins."""
+    def run(self, x: Tensor, visit: Visitor | None = None, read: Visitor | None = None) -> Float[Tensor, " batch"]:
+        """Margins of one batch; what a named layer returns passes through `visit`, what it reads through `read`."""
         for meter in self._meters:
             meter.forward_calls += x.shape[0]
         with ExitStack() as stack:
-            if visit is not None:
-                stack.enter_context(visiting(self.cut, visit))
+            if visit is not None or read is not None:
+                stack.enter_context(visiting(self.cut, visit, read))
             output = self.network(x)
             return output if self.detector is None else self.detector(output)  # pyright: ignore[reportReturnType]
 

@@ -159,7 +159,7 @@ def _find(name: str, kind: str, function: str, file: str | None) -> Callable[...
                 f"No {'model' if kind == 'models' else 'recipe'} {name!r}. There are: {', '.join(known)}. A "
                 f"{'folder with a problem.py' if file else 'Python file'} or package.module:function works too."
             )
-        module = _load_file(path)
+        module = load_file(path)
         source = str(path)
     made = getattr(module, function, None)
     if not callable(made):
@@ -179,7 +179,7 @@ def _import(name: str) -> ModuleType:
         ) from error
 
 
-def _load_file(path: Path) -> ModuleType:
+def load_file(path: Path) -> ModuleType:
     name = f"ppl_risk_zoo_{path.resolve().parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a .py file always has a spec and a loader

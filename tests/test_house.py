@@ -26,7 +26,7 @@ FLOORS = (
         "weights",
     },
     {"activations"},
-    {"guides"},
+    {"guides", "selection"},
     {"posterior", "importance", "crude_monte_carlo", "svi", "smc", "layerwise"},
     {"comparison", "diagnostics", "plots"},
     {"zoo", "report", "runs", "cli"},

@@ -20,7 +20,7 @@ mpl.use("Agg")
 def full(rng=None, **changes) -> RiskEstimate:
     rng = rng or np.random.default_rng(0)
     made = RiskEstimate(
-        "by hand", -31.25, 0.125, Status.KHAT_HIGH, "Do this.", 100, 50, 2e9, 1.5, 7, "toy", (3, 1000), 3.0, -33.5,
+        "by hand", -31.25, 0.125, Status.KHAT_HIGH, "Do this.", 100, 50, 2e9, 1.5, 1.7e10, 7, "toy", (3, 1000), 3.0, -33.5,
         evidence={"k_hat": math.inf, "ess": 12.5, "worst": math.nan, "best": -math.inf},
         posterior={"x": rng.normal(size=(4, 30, 1, 6, 6)), "layer.1": rng.normal(size=(4, 30, 3)),
                    "fc#2": rng.normal(size=(4, 30, 2)), "margin": rng.normal(size=(4, 30))},

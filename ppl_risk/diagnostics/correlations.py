@@ -42,7 +42,7 @@ def layer_draws(estimate: RiskEstimate, draws: int = 2000) -> dict[str, np.ndarr
 
 def guide_names(guide: Guide) -> set[str]:
     """Sites of a guide."""
-    return {name for group in guide.parts() for name in group.names}
+    return guide.site_names()
 
 
 def busiest_units(draws: Mapping[str, np.ndarray], most: int = 12) -> dict[str, np.ndarray]:

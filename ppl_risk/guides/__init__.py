@@ -1,10 +1,13 @@
 """Guide families and the laws they are made of."""
 
+from ppl_risk.guides.believed import believed_problem
+from ppl_risk.guides.empirical import Empirical, EmpiricalGuide
 from ppl_risk.guides.families import Block, Family, Full, LowRank, MeanField, Network
 from ppl_risk.guides.guide import Guide
 from ppl_risk.guides.laws import FullNormal, LowRankNormal, Mixture, Normal
+from ppl_risk.guides.selected import Selected, SelectedGuide
 
 __all__ = [
-    "Block", "Family", "Full", "FullNormal", "Guide", "LowRank", "LowRankNormal", "MeanField", "Mixture", "Network",
-    "Normal",
+    "Block", "Empirical", "EmpiricalGuide", "Family", "Full", "FullNormal", "Guide", "LowRank", "LowRankNormal",
+    "MeanField", "Mixture", "Network", "Normal", "Selected", "SelectedGuide", "believed_problem",
 ]  # fmt: skip

@@ -86,6 +86,10 @@ class Guide(PyroModule):
         """The groups."""
         return list(self.groups)  # pyright: ignore[reportReturnType] - torch's ModuleList does not say what it holds
 
+    def site_names(self) -> set[str]:
+        """Every site."""
+        return {name for group in self.parts() for name in group.names}
+
     def __call__(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
         """Sample every site inside Pyro; the arguments of the model are accepted and ignored."""
         with pyro.settings.context(module_local_params=True):

@@ -23,7 +23,8 @@ from ppl_risk.guides.pathwise import PathGradient
 FLOOR = 1e-4
 
 
-def _inverse_softplus(value: Tensor) -> Tensor:
+def inverse_softplus(value: Tensor) -> Tensor:
+    """The x with softplus(x) = value."""
     return value + torch.log(-torch.expm1(-value))
 
 
@@ -36,7 +37,7 @@ class Law(nn.Module, ABC):
         super().__init__()
         self.dimension = dimension
         self.loc = nn.Parameter(torch.zeros(dimension, device=device))
-        self.free_scale = nn.Parameter(_inverse_softplus(torch.ones(dimension, device=device)))
+        self.free_scale = nn.Parameter(inverse_softplus(torch.ones(dimension, device=device)))
 
     @property
     def scale(self) -> Float[Tensor, "*components n"]:
@@ -45,7 +46,7 @@ class Law(nn.Module, ABC):
 
     def set_scale(self, scale: Tensor) -> None:
         """Make `self.scale` the given positive values."""
-        self.free_scale.copy_(_inverse_softplus((scale - FLOOR).clamp(min=1e-6)))
+        self.free_scale.copy_(inverse_softplus((scale - FLOOR).clamp(min=1e-6)))
 
     def distribution(self) -> Distribution:
         """The law, event shape (n,), differentiable in the parameters."""
@@ -177,7 +178,7 @@ class MixtureLaw(Law):
         super().__init__(dimension, device)
         self.loc = nn.Parameter(0.1 * torch.cos(torch.arange(components * dimension, device=device) * 1.0))
         self.loc.data = self.loc.data.reshape(components, dimension)
-        self.free_scale = nn.Parameter(_inverse_softplus(torch.ones(components, dimension, device=device)))
+        self.free_scale = nn.Parameter(inverse_softplus(torch.ones(components, dimension, device=device)))
         self.register_buffer("logits", torch.zeros(components, device=device))
 
     def marginal(self, part: slice) -> Distribution:

@@ -1,0 +1,93 @@
+r"""What flows into a layer, and what the catastrophe reads of its output: one forward and one backward pass over draws.
+
+For a layer a = W h + b: the mean and covariance C of h, and two second moments of the gradient delta = d margin / d a, over
+all draws (D) and over the tenth with the largest margin (D_tail). A gradient of typical inputs alone is blind to what is read
+only near the catastrophe; one of the tail alone to how inputs get there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ppl_risk.errors import RiskError
+from ppl_risk.problem import RiskProblem
+from ppl_risk.selection.affine import is_affine
+
+#: Share of the draws, those of largest margin, that stand for the neighbourhood of the catastrophe.
+TAIL = 0.1
+
+
+@dataclass(frozen=True)
+class Flow:
+    """One layer: the site it writes, its module, the shape of what it reads, and the moments above (float64)."""
+
+    name: str
+    module: nn.Module
+    shape: torch.Size
+    mean: Float[Tensor, " width"]
+    covariance: Float[Tensor, "width width"]
+    reading: Float[Tensor, "out out"]
+    tail_reading: Float[Tensor, "out out"]
+
+
+def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"]) -> list[Flow]:
+    """The flow through every affine layer at which the problem is cut, in the order they run.
+
+    Raises:
+        RiskError: no affine layer among the sites, or a margin without a gradient.
+    """
+    reads: dict[str, list[Tensor]] = {}
+    deltas: dict[str, list[Tensor]] = {}
+    margins = []
+    for rows in u.split(problem.batch_size):
+        seen: dict[str, Tensor] = {}
+
+        def read(name: str, value: Tensor) -> Tensor:
+            reads.setdefault(name, []).append(value.detach())
+            return value
+
+        def visit(name: str, value: Tensor, seen: dict[str, Tensor] = seen) -> Tensor:
+            seen[name] = value
+            return value
+
+        with torch.enable_grad():
+            margin = problem.run(problem.from_normal(rows.detach().requires_grad_()), visit, read)
+            outputs = [value for value in seen.values() if value.requires_grad]
+            if not margin.requires_grad or len(outputs) < len(seen):
+                raise RiskError(
+                    "The margin has no gradient with respect to the layers, so nothing says what the catastrophe reads. "
+                    "Select without it: source='pca' or 'random'."
+                )
+            gradients = torch.autograd.grad(margin.sum(), outputs, materialize_grads=True)
+        problem.count_gradients(len(rows))
+        margins.append(margin.detach())
+        for name, gradient in zip(seen, gradients, strict=True):
+            deltas.setdefault(name, []).append(gradient)
+    margin = torch.cat(margins)
+    tail = margin.topk(max(1, round(TAIL * len(margin)))).indices
+    flows = []
+    for name, parts in reads.items():
+        module = problem.cut[name.split("#")[0]]
+        if is_affine(module):
+            value = torch.cat(parts)
+            h, delta = value.flatten(1).double(), torch.cat(deltas[name]).flatten(1).double()
+            flows.append(
+                Flow(
+                    name, module, value.shape[1:], h.mean(0), h.mT.cov().reshape(h.shape[1], h.shape[1]),
+                    delta.mT @ delta / len(delta), delta[tail].mT @ delta[tail] / len(tail),
+                )
+            )  # fmt: skip
+    if not flows:
+        raise RiskError("The problem has no affine layer among its sites, so there is nothing to select in.")
+    return flows
+
+
+def square_root(covariance: Float[Tensor, "n n"], power: float = 0.5) -> Float[Tensor, "n n"]:
+    """Symmetric power of a covariance; directions without variance stay at 0, also for negative powers."""
+    values, vectors = torch.linalg.eigh(covariance)
+    alive = values > 1e-10 * values[-1].clamp(min=1e-300)
+    return (vectors * torch.where(alive, values.clamp(min=1e-300) ** power, torch.zeros_like(values))) @ vectors.mT
