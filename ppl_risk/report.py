@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from ppl_risk import plots
@@ -69,5 +70,5 @@ def _has_activations(estimate: Any) -> bool:
 def _png(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    plots.plt.close(figure)
+    plt.close(figure)
     return base64.b64encode(buffer.getvalue()).decode()

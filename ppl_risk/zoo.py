@@ -180,6 +180,7 @@ def _import(name: str) -> ModuleType:
 
 
 def load_file(path: Path) -> ModuleType:
+    """A Python file as a module of its own, without a name that others could import; it is run, so only a trusted one."""
     name = f"ppl_risk_zoo_{path.resolve().parent.name}_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None  # a .py file always has a spec and a loader

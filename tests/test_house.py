@@ -27,7 +27,7 @@ FLOORS = (
     },
     {"activations"},
     {"guides", "selection"},
-    {"posterior", "importance", "crude_monte_carlo", "svi", "smc", "layerwise"},
+    {"posterior", "importance", "crude_monte_carlo", "svi", "smc", "layerwise", "rank_search"},
     {"comparison", "diagnostics", "plots"},
     {"zoo", "report", "runs", "cli"},
 )

@@ -3,6 +3,7 @@
 import math
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
@@ -30,7 +31,7 @@ def estimates():
 @pytest.fixture(autouse=True)
 def close_figures():
     yield
-    plots.plt.close("all")
+    plt.close("all")
 
 
 def test_estimates_and_truth_stand_where_they_should(estimates):

@@ -3,8 +3,8 @@ r"""A sketch of all that the optimiser does to the weights, at no cost per step.
 Sketches Y = W Omega and Z = Psi W with Gaussian Omega (columns x k) and Psi (l x rows) are linear, so the sum of all updates
 has the sketch of the trained weights minus that of the initial ones: two products at the start and two at the end, whatever
 the optimiser did between. The sum comes back as Q (Psi Q)^+ Z, Q the orthonormal range of Y (Tropp et al. 2017,
-doi:10.1137/17M1111590). With k = 2 rank + 4 and l = 2 k the
-memory is (6 rank + 12) / columns of the weights; a matrix smaller than its sketch is kept whole.
+doi:10.1137/17M1111590). With k = 2 rank + 4 and l = 2 k the memory is (6 rank + 12) / columns of the weights; a matrix smaller
+than its sketch is kept whole.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ def plot_estimates(comparison: Comparison, ax: Axes | None = None) -> Axes:
     ax.set_ylim(len(names) - 0.4, -0.6)
     ax.margins(x=0.15)
     ax.set_xlabel("log10 P(catastrophe), 90 % interval")
-    _clean(ax)
+    clean(ax)
     return ax
 
 
@@ -87,7 +87,7 @@ def plot_survival(estimates: Mapping[str, RiskEstimate], ax: Axes | None = None)
     ax.set_xlabel("margin threshold t")
     ax.set_ylabel("log10 Pr[margin > t]")
     ax.legend(frameon=False)
-    _clean(ax)
+    clean(ax)
     return ax
 
 
@@ -186,11 +186,12 @@ def plot_fit(estimate: RiskEstimate, ax: Axes | None = None) -> Axes:
         ax.set_ylim(float(np.nanmin(tail)) - 1, max(float(np.nanmax(elbo)), estimate.log10_prob) + 2)
     ax.set_xlabel("step (a scout goes first where the coordinates are activations)")
     ax.set_ylabel("ELBO, decades")
-    _clean(ax)
+    clean(ax)
     return ax
 
 
-def _clean(ax: Axes) -> None:
+def clean(ax: Axes) -> None:
+    """No frame above and right, a light grid."""
     ax.spines[["top", "right"]].set_visible(False)
     ax.grid(axis="x", color="#e6e8eb", lw=0.8)
     ax.set_axisbelow(True)

@@ -1,0 +1,16 @@
+"""Pictures, in log10 because people read decades."""
+
+from ppl_risk.plots.estimates import (
+    plot_correlations,
+    plot_estimates,
+    plot_fit,
+    plot_lights,
+    plot_overview,
+    plot_survival,
+)
+from ppl_risk.plots.selections import plot_ranks, plot_selection, plot_tracking
+
+__all__ = [
+    "plot_correlations", "plot_estimates", "plot_fit", "plot_lights", "plot_overview", "plot_ranks", "plot_selection",
+    "plot_survival", "plot_tracking",
+]  # fmt: skip
