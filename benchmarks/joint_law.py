@@ -22,6 +22,8 @@ class TwoReadings(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.early, self.late = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        for layer in (self.early, self.late):
+            nn.init.orthogonal_(layer.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Both layers."""

@@ -23,7 +23,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
-from ppl_risk.errors import PreflightError, RiskError
+from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.normal import SphericalNormal
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
@@ -88,10 +88,7 @@ class ActivationModel:
             values, margin = problem.activations(problem.from_normal(u))
         wrong = int((~torch.isfinite(margin)).sum())
         if wrong:
-            raise PreflightError(
-                f"{wrong} of {pilot} pilot margins are NaN or infinite. A NaN margin counts as no catastrophe, so any "
-                "probability would be wrong. Look for log(0), division by zero or overflow in the network."
-            )
+            raise PreflightError(undefined_margins(wrong, pilot))
         for name, value in values.items():
             if value.shape[0] != pilot:
                 raise RiskError(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from ppl_risk.errors import PreflightError, RiskError
+from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
@@ -56,11 +56,8 @@ def monte_carlo(
         for rows in batches:
             x = problem.sample(rows)
             margin = problem.run(x)
-            if bool(torch.isnan(margin).any()):
-                raise PreflightError(
-                    f"Among the first {bar.n + rows:,} margins some are NaN, which would count as no catastrophe. Look for log(0), "
-                    "division by zero or overflow in the network."
-                )
+            if wrong := int(torch.isnan(margin).sum()):
+                raise PreflightError(undefined_margins(wrong, rows))
             hit = margin >= 0
             hits += int(hit.sum())
             if caught_count < posterior_draws:

@@ -21,3 +21,11 @@ class UnknownNameError(RiskError):
 
 class UntrustedFileError(RiskError):
     """A file that would have to execute code in order to be read."""
+
+
+def undefined_margins(wrong: int, total: int) -> str:
+    """What every method says of margins that are NaN: each would count as no catastrophe."""
+    return (
+        f"{wrong:,} of {total:,} margins are NaN or infinite; NaN would count as no catastrophe. Look for log(0), division by "
+        "zero or overflow in the network."
+    )

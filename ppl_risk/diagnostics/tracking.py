@@ -1,8 +1,9 @@
 """Which correlation matters: what tracking each layer, and each direction of it, did to the guide's own tail.
 
-Between two ranks r < r' of one selection, every layer is raised alone from r to r', then every direction of the layers that
-moved most is added alone to the first r. All on the same draws of inputs and noise, and at the rarest threshold that the
-draws still see (what is learned there carries on to rarer ones); the change is in log10 Pr_guide[margin >= threshold].
+Between two ranks r < r' of one selection: from the guide of rank r', every layer alone goes back to r, then every direction
+beyond r of the layers that mattered most is dropped alone. (Raised alone from r, a layer shows little: the tail needs all of
+them at once.) All on the same draws of inputs and noise, and at the rarest threshold that the draws still see (what is
+learned there carries on to rarer ones); the change is in log10 Pr_guide[margin >= threshold].
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.selection import LayerSelection, Selection
 
-#: Hits under the richer guide that the threshold leaves; guides are compared row by row, so few are enough.
-SEEN = 50
+#: Hits under the richer guide that the threshold leaves; guides are compared row by row, so these are enough.
+SEEN = 200
 
 
 @dataclass(frozen=True)
 class Moved:
-    """One layer (direction None) or one direction: decades by which tracking it moved the tail, and their standard error."""
+    """One layer (direction None) or one direction: decades by which tracking it moves the tail, and their standard error."""
 
     layer: str
     direction: int | None
@@ -43,7 +44,7 @@ class Tracking:
 
     Attributes:
         low, high: the two ranks. log10_low, log10_high: tails at the threshold under either guide.
-        layers, directions: sorted by how much they moved, the most first.
+        layers, directions: sorted by how much they matter, the most first.
         inputs: (layer, direction) -> how inputs move with the direction, of the shape of one input, in standard deviations.
         units: (layer, direction) -> the same for what the layer reads.
     """
@@ -101,24 +102,24 @@ def what_tracking_moved(
     if not 0 <= low < high:
         raise RiskError(f"Two ranks with 0 <= low < high are needed, got {low} and {high}.")
     trial = _Trial(problem, draws, seed)
-    rich = trial.margin(selection.at(high))
+    margin = trial.margin(selection.at(high))
     # The event itself where it can be seen, else the rarest threshold that can.
-    threshold = min(0.0, float(rich.topk(min(SEEN, draws)).values[-1]))
-    poor = trial.margin(selection.at(low)) >= threshold
+    threshold = min(0.0, float(margin.topk(min(SEEN, draws)).values[-1]))
+    rich, poor = margin >= threshold, trial.margin(selection.at(low)) >= threshold
     layers = []
     for layer in tqdm(selection.layers, disable=not progress, desc="layers"):
-        raised = trial.margin(selection.at(low, **{layer.name: high}))
-        layers.append(_moved(layer.name, None, poor, raised >= threshold))
+        back = trial.margin(selection.at(high, **{layer.name: low}))
+        layers.append(_moved(layer.name, None, back >= threshold, rich))
     layers.sort(key=lambda m: -abs(m.decades))
     directions, inputs, units = [], {}, {}
     for name in tqdm([m.layer for m in layers[:most_layers]], disable=not progress, desc="directions"):
         layer = selection.layer(name)
         for k in range(low, layer.kept(high)):
-            added = _with_direction(selection.at(low), layer, low, k)
-            directions.append(_moved(name, k, poor, trial.margin(added) >= threshold))
+            without = trial.margin(_without_direction(selection.at(high), layer, k))
+            directions.append(_moved(name, k, without >= threshold, rich))
             inputs[name, k], units[name, k] = trial.reads(layer, k)
     directions.sort(key=lambda m: -abs(m.decades))
-    share = [max(float(h.float().mean()), 0.5 / draws) for h in (poor, rich >= threshold)]
+    share = [max(float(h.float().mean()), 0.5 / draws) for h in (poor, rich)]
     return Tracking(low, high, math.log10(share[0]), math.log10(share[1]), layers, directions, inputs, units)
 
 
@@ -159,14 +160,14 @@ class _Trial:
         return shown[0], shown[1]
 
 
-def _with_direction(selection: Selection, layer: LayerSelection, low: int, k: int) -> Selection:
-    """The selection with direction k of one layer beside its first `low`."""
-    order = [*range(low), k]
-    chosen = replace(
+def _without_direction(selection: Selection, layer: LayerSelection, dropped: int) -> Selection:
+    """The selection without one direction of one layer."""
+    order = [k for k in range(layer.kept(selection.rank)) if k != dropped]
+    rest = replace(
         layer, functionals=layer.functionals[:, order], patterns=layer.patterns[:, order], shares=layer.shares[order]
     )
-    layers = tuple(chosen if x.name == layer.name else x for x in selection.layers)
-    return replace(selection, layers=layers, ranks={layer.name: low + 1})
+    layers = tuple(rest if x.name == layer.name else x for x in selection.layers)
+    return replace(selection, layers=layers, ranks={layer.name: len(order)})
 
 
 def _moved(layer: str, direction: int | None, before: Tensor, after: Tensor) -> Moved:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.distributions import Distribution
 
+from ppl_risk.errors import undefined_margins
 from ppl_risk.estimate import Status
 from ppl_risk.importance.pareto import USABLE, effective_sample_size, pareto_khat
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
@@ -92,10 +93,7 @@ def verdict(result: ImportanceResult) -> tuple[Status, str]:
     """What the weights allow one to say, and what to do otherwise."""
     wrong = int(torch.isnan(result.draws.margin).sum())
     if wrong:
-        return Status.REFUSED, (
-            f"{wrong} of {result.draws.margin.numel()} margins are NaN, which would count as no catastrophe. Look for log(0), "
-            "division by zero or overflow in the network."
-        )
+        return Status.REFUSED, undefined_margins(wrong, result.draws.margin.numel())
     if result.hits == 0:
         return Status.NO_HITS, (
             "No draw of the guide is a catastrophe: it has not found the event. Run more steps, another family, or "

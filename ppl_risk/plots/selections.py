@@ -66,10 +66,10 @@ def plot_tracking(tracking: Tracking, most: int = 6) -> Figure:
     axes = top.subplots(1, 2)
     layers = tracking.layers[:10]
     _bars(axes[0], [m.layer for m in layers], [m.decades for m in layers], [m.error for m in layers])
-    axes[0].set_title(f"a layer raised from {tracking.low} to {tracking.high} directions", fontsize=10)
+    axes[0].set_title(f"one layer at {tracking.high} instead of {tracking.low} directions", fontsize=10)
     names = [f"{m.layer}, {m.direction}" for m in shown]
     _bars(axes[1], names, [m.decades for m in shown], [m.error for m in shown])
-    axes[1].set_title("one direction added", fontsize=10)
+    axes[1].set_title("one direction more", fontsize=10)
     panels = bottom.subplots(1, max(1, len(shown)), squeeze=False)[0]
     for ax, moved in zip(panels, shown, strict=False):
         assert moved.direction is not None

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppl_risk.errors import PreflightError
+from ppl_risk.errors import PreflightError, undefined_margins
 from ppl_risk.problem import RiskProblem
 
 SLACK = 0.2
@@ -45,10 +45,7 @@ def evaluate(problem: RiskProblem, u: Float[Tensor, "particles d"], move: str) -
         state = State(u, torch.cat([problem.run(problem.from_normal(rows)) for rows in u.split(problem.batch_size)]))
     wrong = int(torch.isnan(state.margin).sum())
     if wrong:
-        raise PreflightError(
-            f"{wrong} of {u.shape[0]} margins are NaN, which would count as no catastrophe. Look for log(0), division by zero or "
-            "overflow in the network."
-        )
+        raise PreflightError(undefined_margins(wrong, u.shape[0]))
     return state
 
 
