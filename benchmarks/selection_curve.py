@@ -27,7 +27,7 @@ SEEDS = range(5)
 SOURCES = ("trained", "checkpoints", "sketch", "spectrum", "gradient", "pca", "weights", "random")
 SHARES = {"1/16": 1 / 16, "1/8": 1 / 8, "1/4": 1 / 4, "1/2": 1 / 2}
 DECADES = (-2, -4, -6)
-DRAWS = 200_000
+DRAWS = 100_000
 OUT = Path(__file__).parent / "out" / "selection_curve"
 #: A guide that none of the draws reaches is this far off, at least.
 UNSEEN = 6.0

@@ -88,7 +88,8 @@ class CarriedInput(nn.Module):
         self.leak.copy_(unit[:, None] * leak)
         self.shift.zero_()
         self.free_scale.copy_(inverse_softplus(scales.sqrt().clamp(min=1e-6)))
-        self.knots.copy_(_quantiles(rest / variance.sqrt().clamp(min=1e-12)))
+        if self.marginals == "empirical":
+            self.knots.copy_(_quantiles(rest / variance.sqrt().clamp(min=1e-12)))
 
     def _shaped(self, e: Tensor) -> Tensor:
         place = (e - KNOTS[0]) / (KNOTS[1] - KNOTS[0])
@@ -102,15 +103,24 @@ def conditioned_variances(
 ) -> Float[Tensor, " width"]:
     """D with diag(D - D B (B^T D B)^{-1} B^T D) = wanted, by scaling each entry in turn towards it."""
     scales = wanted.clone()
-    for _ in range(iterations if functionals.shape[1] else 0):
-        weighted = scales[:, None] * functionals
-        inner = torch.linalg.pinv(functionals.mT @ weighted, rtol=1e-9, hermitian=True)
-        left = scales - ((weighted @ inner) * weighted).sum(1)
+    if not functionals.shape[1]:
+        return scales
+    span = torch.linalg.qr(functionals).Q  # conditioning asks for the span of B alone, and Q^T D Q is as sound as D
+    for _ in range(iterations):
+        left = scales - _taken(scales, span).square().sum(0)
         ratio = wanted / left.clamp(min=1e-3 * wanted)
         scales = (scales * ratio.clamp(0.2, 5.0)).clamp(max=1e4 * wanted)
         if float((ratio - 1).abs().max()) < 1e-4:
             break
     return scales
+
+
+def _taken(scales: Float[Tensor, " width"], span: Float[Tensor, "width rank"]) -> Float[Tensor, "rank width"]:
+    """L^{-1} Q^T D with L L^T = Q^T D Q; the variance that conditioning takes from a unit is its column's square."""
+    weighted = scales[:, None] * span
+    inner = span.mT @ weighted
+    inner.diagonal().add_(1e-12 * inner.diagonal().mean())
+    return torch.linalg.solve_triangular(torch.linalg.cholesky(inner), weighted.mT, upper=False)
 
 
 def _quantiles(rest: Float[Tensor, "draws width"]) -> Float[Tensor, "knots width"]:

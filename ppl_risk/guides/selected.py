@@ -91,11 +91,7 @@ class SelectedGuide(PyroModule):
         self.inputs = nn.ModuleList(
             [CarriedInput(x.functionals[:, : selection.rank_of(x)].clone(), family.marginals) for x in selection.layers]
         )
-        matrices = [
-            linear_part(self.problem.cut[x.name.split("#")[0]], x.shape) if x.name in sites else None
-            for x in selection.layers
-        ]
-        self.matrices = dict(zip(self.layers, matrices, strict=True))
+        self.matrices = {x.name: linear_part(self.problem.cut[x.name.split("#")[0]], x.shape) for x in selection.layers}
 
     def carried(self) -> dict[str, CarriedInput]:
         """Layer -> the law of what it reads."""

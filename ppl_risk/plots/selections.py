@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -62,7 +63,8 @@ def plot_tracking(tracking: Tracking, most: int = 6) -> Figure:
     """
     shown = tracking.directions[:most]
     figure = plt.figure(figsize=(9, 5.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=[1, 1.1])
+    halves: Any = figure.subfigures(2, 1, height_ratios=[1, 1.1])
+    top, bottom = halves
     axes = top.subplots(1, 2)
     layers = tracking.layers[:10]
     _bars(axes[0], [m.layer for m in layers], [m.decades for m in layers], [m.error for m in layers])
