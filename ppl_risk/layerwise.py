@@ -19,7 +19,7 @@ from ppl_risk.activations import INPUT, ActivationModel
 from ppl_risk.crude_monte_carlo import counted, monte_carlo
 from ppl_risk.errors import RiskError
 from ppl_risk.estimate import RiskEstimate, Status
-from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, SelectedGuide, believed_problem
+from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, believed_problem
 from ppl_risk.guides import Network as NetworkGuide
 from ppl_risk.guides.believed import margin_of_values
 from ppl_risk.preflight import require_sound
@@ -75,7 +75,7 @@ def fit_layerwise(
 
     Example:
         >>> from ppl_risk.zoo import load_model
-        >>> fit_layerwise(load_model("linear_gaussian"), draws=1000, particles=100, progress=False).status.name
+        >>> fit_layerwise(load_model("linear_gaussian", log10_prob=-1), draws=2000, particles=100, progress=False).status.name
         'MODEL_ONLY'
     """
     family = LowRank() if family is None else family
@@ -123,7 +123,7 @@ def fit_layerwise(
 
 def fitted_guide(
     problem: RiskProblem, family: Family, *, pushed: bool, draws: int, seed: int
-) -> Guide | SelectedGuide | EmpiricalGuide:
+) -> Guide | EmpiricalGuide:
     """The guide of a family, fitted to draws of the unconditioned law."""
     # The exact activations: the resolution is for conditioning, and here nothing is conditioned on.
     if isinstance(family, Selected):
@@ -177,7 +177,7 @@ def _support(problem: RiskProblem, guide: EmpiricalGuide) -> RiskEstimate:
     return RiskEstimate("Monte Carlo", **counted(hits, rows))
 
 
-def _tail(problem: RiskProblem, guide: Guide | SelectedGuide, told: Tail, seed: int, progress: bool) -> RiskEstimate:
+def _tail(problem: RiskProblem, guide: Guide, told: Tail, seed: int, progress: bool) -> RiskEstimate:
     """The guide's own tail, by the cheapest route that can see it."""
     believed = believed_problem(problem, guide)
     counting, weighing, climbing = child_seeds(seed, 3)

@@ -76,15 +76,18 @@ def visiting(modules: Mapping[str, nn.Module], visit: Visitor | None, read: Visi
     def before(name: str, change: Visitor) -> Callable[..., object]:
         next_name = site_names(name)
 
-        def hook(_module: nn.Module, args: tuple[Tensor, ...]) -> object:
-            return (change(next_name(), args[0]), *args[1:])
+        def hook(_module: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor]) -> object:
+            if args:
+                return (change(next_name(), args[0]), *args[1:]), named
+            first = next(iter(named))
+            return args, named | {first: change(next_name(), named[first])}
 
         return hook
 
     handles = []
     for name, module in modules.items():
         if read is not None:
-            handles.append(module.register_forward_pre_hook(before(name, read)))
+            handles.append(module.register_forward_pre_hook(before(name, read), with_kwargs=True))
         if visit is not None:
             handles.append(module.register_forward_hook(after(name, visit)))
     try:

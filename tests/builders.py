@@ -147,3 +147,21 @@ def assert_means(samples: np.ndarray | Tensor, exact: np.ndarray | Tensor | floa
     assert (error > 0).all()
     gap = np.abs(samples.mean(0) - np.asarray(exact, dtype=float).reshape(-1)) / error
     assert gap.max() <= sigmas, f"column {gap.argmax()} is {gap.max():.1f} sigmas off"
+
+
+def four_directions(threshold: float = 10.0) -> RiskProblem:
+    """sum_k relu(r_k . x) over four orthonormal rows r_k, along which alone x varies five times as much as it does elsewhere.
+
+    Coordinates presumed independent spread that variance over all sixteen directions, so every r_k that is tracked counts.
+    """
+    generator = torch.Generator().manual_seed(4)
+    net = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 1))
+    rows = torch.linalg.qr(torch.randn(16, 16, generator=generator)).Q
+    with torch.no_grad():
+        net[0].weight.copy_(rows)
+        net[0].bias.zero_()
+        net[2].weight.zero_()
+        net[2].weight[0, :4] = 1.0
+        net[2].bias.fill_(-threshold)
+    law = torch.distributions.MultivariateNormal(torch.zeros(16), torch.eye(16) + 4 * rows[:4].mT @ rows[:4])
+    return RiskProblem(net.eval().requires_grad_(False), law, first, name="four directions")

@@ -19,7 +19,7 @@ SITES = {
 
 
 def hooks_left(problem):
-    return sum(len(m._forward_hooks) for m in problem.modules.values())
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in problem.modules.values())
 
 
 @pytest.mark.parametrize("kind", SITES)
@@ -79,6 +79,83 @@ def test_substitution_at_one_call_only(site, gain):
         hidden = problem.network.fc(x)
         expected = plain + gain if gain else problem.network.fc(torch.tanh(hidden + 1.0)).sum(-1) - 0.1
     torch.testing.assert_close(shifted, expected)
+
+
+def test_reader_changes_what_one_layer_reads_and_nothing_else():
+    """The skip connection of the residual network still brings x, and `outer` alone reads one more."""
+    problem = NETWORKS["residual"]()
+    x = problem.sample(5)
+    net = problem.network
+    with torch.no_grad():
+        changed = problem.run(x, read=lambda name, h: h + 1.0 if name == "outer" else h)
+        expected = net.head(x + net.outer(torch.tanh(net.inner(x)) + 1.0))[:, 0] - 1.5
+        first_only = problem.run(x, read=lambda name, h: h + 1.0 if name == "inner" else h)
+        assert (changed - problem.run(x)).abs().min() > 1e-4
+    torch.testing.assert_close(changed, expected)
+    torch.testing.assert_close(first_only, net.head(x + net.outer(torch.tanh(net.inner(x + 1.0))))[:, 0] - 1.5)
+
+
+@pytest.mark.parametrize("kind", SITES)
+def test_reader_sees_every_site_before_the_visitor(kind):
+    problem = NETWORKS[kind]()
+    order, read = [], {}
+    x = problem.sample(4)
+
+    def reader(name, h):
+        order.append(("read", name))
+        read[name] = h
+        return h
+
+    def visitor(name, y):
+        order.append(("visit", name))
+        return y
+
+    with torch.no_grad():
+        margin = problem.run(x, visitor, reader)
+        torch.testing.assert_close(margin, problem.run(x))
+        torch.testing.assert_close(
+            problem.cut[SITES[kind][0]](read[SITES[kind][0]]), problem.activations(x)[0][SITES[kind][0]]
+        )
+    assert order == [(what, name) for name in SITES[kind] for what in ("read", "visit")]
+    assert hooks_left(problem) == 0
+
+
+@pytest.mark.parametrize("site", ["fc", "fc#2"])
+def test_reader_tells_two_calls_of_one_module_apart(site):
+    problem = NETWORKS["twice"]()
+    x = problem.sample(5)
+    fc = problem.network.fc
+    with torch.no_grad():
+        changed = problem.run(x, read=lambda name, h: h * 2.0 if name == site else h)
+        hidden = torch.tanh(fc(x * (2.0 if site == "fc" else 1.0)))
+        expected = fc(hidden * (2.0 if site == "fc#2" else 1.0)).sum(-1) - 0.1
+    torch.testing.assert_close(changed, expected)
+
+
+def test_reader_takes_modules_that_are_called_by_keyword():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.fc(input=x)[:, 0]
+
+    problem = RiskProblem(Net(), standard(2))
+    x = problem.sample(3)
+    with torch.no_grad():
+        torch.testing.assert_close(problem.run(x, read=lambda _n, h: h + 1.0), problem.run(x + 1.0))
+
+
+def test_hooks_go_when_the_reader_fails():
+    problem = NETWORKS["residual"]()
+
+    def fail(name, h):
+        raise RuntimeError("reader")
+
+    with pytest.raises(RuntimeError, match="reader"):
+        problem.run(problem.sample(2), read=fail)
+    assert hooks_left(problem) == 0
 
 
 def test_first_entry_of_a_tuple_is_the_value():

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import ppl_risk as pr
-from builders import linear_gaussian
+from builders import four_directions, linear_gaussian
 from ppl_risk import plots
-from ppl_risk.diagnostics import layer_correlation, layer_draws
+from ppl_risk.diagnostics import layer_correlation, layer_draws, what_tracking_moved
 from ppl_risk.estimate import LOG10
 
 mpl.use("Agg")
@@ -85,3 +85,20 @@ def test_overview_lights_and_fit(estimates):
     assert plots.plot_fit(estimates["block"]).lines[0].get_xdata().size == 90
     with pytest.raises(pr.RiskError, match="not fitted"):
         plots.plot_fit(estimates["smc"])
+
+
+def test_selection_ranks_and_tracking_are_drawn_as_they_are():
+    problem = four_directions()
+    selection = pr.select(problem, 2)
+    ax = plots.plot_selection(selection)
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["0", "2"]
+    assert ax.lines[0].get_ydata()[2] == pytest.approx(selection.layers[0].explained(2), abs=1e-6)
+    search = pr.choose_rank(problem, selection, ranks=[1, 2, 4], draws=4000, tail="count", progress=False)
+    drawn = plots.plot_ranks(search).lines[0].get_ydata()
+    np.testing.assert_allclose(drawn, [e.log10_prob for e in search.estimates.values()])
+    tracking = what_tracking_moved(problem, selection, 1, 3, draws=4000, progress=False)
+    figure = plots.plot_tracking(tracking)
+    widths = [bar.get_width() for bar in figure.axes[0].patches]
+    assert widths == [m.decades for m in tracking.layers]
+    # sixteen inputs are shown as a 4 x 4 image
+    assert any(image.get_array().shape == (4, 4) for ax in figure.axes for image in ax.images)

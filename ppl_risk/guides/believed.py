@@ -12,7 +12,7 @@ from ppl_risk.guides.selected import SelectedGuide
 from ppl_risk.problem import RiskProblem
 
 
-def believed_problem(problem: RiskProblem, guide: Guide | SelectedGuide) -> RiskProblem:
+def believed_problem(problem: RiskProblem, guide: Guide) -> RiskProblem:
     """The risk problem whose probability is the guide's own tail; its inputs are the standard normals that drive the guide.
 
     What lies behind the last sites (a detector) runs as it is, on activations drawn from the guide.

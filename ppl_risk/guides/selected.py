@@ -19,14 +19,13 @@ import pyro.distributions as dist
 import torch
 from jaxtyping import Float
 from pyro import poutine
-from pyro.nn import PyroModule
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.transforms import ReshapeTransform
 
 from ppl_risk.activations import INPUT, Site, log_density
 from ppl_risk.errors import RiskError
-from ppl_risk.guides.guide import Group
+from ppl_risk.guides.guide import Group, Guide
 from ppl_risk.guides.laws import LawFamily, Normal
 from ppl_risk.guides.residual import CarriedInput
 from ppl_risk.problem import RiskProblem
@@ -71,8 +70,8 @@ class Selected:
         return SelectedGuide(self, sites)
 
 
-class SelectedGuide(PyroModule):
-    """The guide of `Selected`; the same calls as `Guide`."""
+class SelectedGuide(Guide):
+    """The guide of `Selected`: one group, the input, and the network for the rest."""
 
     def __init__(self, family: Selected, sites: Mapping[str, Site]) -> None:
         selection = family.selection
@@ -81,12 +80,10 @@ class SelectedGuide(PyroModule):
         unknown = [layer.name for layer in selection.layers if layer.name not in sites]
         if unknown:
             raise RiskError(f"The selection names {unknown}, which are no sites here: {', '.join(sites)}.")
-        with pyro.settings.context(module_local_params=True):
-            super().__init__()
+        super().__init__([([sites[INPUT]], family.input)])
         self.family = family
         self.problem: RiskProblem = selection.problem
         self.sites = dict(sites)
-        self.group = Group([sites[INPUT]], family.input)
         self.layers = [layer.name for layer in selection.layers]
         self.inputs = nn.ModuleList(
             [CarriedInput(x.functionals[:, : selection.rank_of(x)].clone(), family.marginals) for x in selection.layers]
@@ -97,9 +94,10 @@ class SelectedGuide(PyroModule):
         """Layer -> the law of what it reads."""
         return dict(zip(self.layers, self.inputs, strict=True))  # pyright: ignore[reportReturnType] - ModuleList is untyped
 
-    def parts(self) -> list[Group]:
-        """The groups that stand apart: the input."""
-        return [self.group]
+    @property
+    def group(self) -> Group:
+        """The input, which stands apart."""
+        return self.parts()[0]
 
     def site_names(self) -> set[str]:
         """Every site."""
@@ -159,11 +157,6 @@ class SelectedGuide(PyroModule):
 
         return problem.run(problem.from_normal(u), read=read)
 
-    def __call__(self, *args: object, **kwargs: object) -> dict[str, Tensor]:
-        """Sample every site inside Pyro; the arguments of the model are accepted and ignored."""
-        with pyro.settings.context(module_local_params=True):
-            return super().__call__(*args, **kwargs)
-
     def forward(self, *_args: object, **_kwargs: object) -> dict[str, Tensor]:
         """Sample every site."""
         return self._draw(self.group.law.pathwise())
@@ -217,14 +210,3 @@ class SelectedGuide(PyroModule):
         scored: Callable[..., object] = lambda: self._draw(self.group.law.distribution())  # noqa: E731
         with pyro.settings.context(module_local_params=True):
             return log_density(scored, values)
-
-    def marginal(self, name: str) -> Distribution:
-        """The law of the input's standard normals u; that of other sites has no closed form."""
-        if name != INPUT:
-            raise KeyError(name)
-        return self.group.law.marginal(self.group.parts[name])
-
-    def input_law(self) -> Distribution:
-        """The guide's law of u, a proposal for importance sampling, without gradients."""
-        with torch.no_grad():
-            return self.marginal(INPUT)

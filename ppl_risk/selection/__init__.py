@@ -16,7 +16,7 @@ from ppl_risk.randomness import seeded
 from ppl_risk.selection.flow import flow_of
 from ppl_risk.selection.selection import LayerSelection, Selection
 from ppl_risk.selection.sketch import UpdateSketch
-from ppl_risk.selection.sources import SOURCES, basis_of
+from ppl_risk.selection.sources import BLIND, SOURCES, basis_of
 from ppl_risk.weights import read_weights
 
 __all__ = ["SOURCES", "LayerSelection", "Selection", "UpdateSketch", "select"]
@@ -63,7 +63,8 @@ def select(
         updates=_tensors(updates) or problem.provenance.updates,
     )
     with problem.metered() as meter, seeded(seed, problem.device):
-        flows = flow_of(problem, torch.randn(draws, problem.transport.dimension, device=problem.device))
+        u = torch.randn(draws, problem.transport.dimension, device=problem.device)
+        flows = flow_of(problem, u, reading=source not in BLIND)
     layers = []
     for index, flow in enumerate(flows):
         basis = basis_of(source, flow, provenance, flow.shape.numel(), seed + index)

@@ -34,8 +34,11 @@ class Flow:
     tail_reading: Float[Tensor, "out out"]
 
 
-def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"]) -> list[Flow]:
+def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"], *, reading: bool = True) -> list[Flow]:
     """The flow through every affine layer at which the problem is cut, in the order they run.
+
+    Args:
+        problem: the problem. u: rows of standard normals. reading: whether to take gradients; without, D and D_tail are 0.
 
     Raises:
         RiskError: no affine layer among the sites, or a margin without a gradient.
@@ -54,19 +57,13 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"]) -> list[Flow]:
             seen[name] = value
             return value
 
-        with torch.enable_grad():
-            margin = problem.run(problem.from_normal(rows.detach().requires_grad_()), visit, read)
-            outputs = [value for value in seen.values() if value.requires_grad]
-            if not margin.requires_grad or len(outputs) < len(seen):
-                raise RiskError(
-                    "The margin has no gradient with respect to the layers, so nothing says what the catastrophe reads. "
-                    "Select without it: source='pca' or 'random'."
-                )
-            gradients = torch.autograd.grad(margin.sum(), outputs, materialize_grads=True)
-        problem.count_gradients(len(rows))
+        with torch.set_grad_enabled(reading):
+            margin = problem.run(problem.from_normal(rows.detach().requires_grad_(reading)), visit, read)
         margins.append(margin.detach())
-        for name, gradient in zip(seen, gradients, strict=True):
+        for name, gradient in (_gradients(margin, seen) if reading else seen).items():
             deltas.setdefault(name, []).append(gradient)
+        if reading:
+            problem.count_gradients(len(rows))
     margin = torch.cat(margins)
     tail = margin.topk(max(1, round(TAIL * len(margin)))).indices
     flows = []
@@ -74,7 +71,7 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"]) -> list[Flow]:
         module = problem.cut[name.split("#")[0]]
         if is_affine(module):
             value = torch.cat(parts)
-            h, delta = value.flatten(1).double(), torch.cat(deltas[name]).flatten(1).double()
+            h, delta = value.flatten(1).double(), torch.cat(deltas[name]).flatten(1).double() * reading
             flows.append(
                 Flow(
                     name, module, value.shape[1:], h.mean(0), h.mT.cov().reshape(h.shape[1], h.shape[1]),
@@ -84,6 +81,17 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"]) -> list[Flow]:
     if not flows:
         raise RiskError("The problem has no affine layer among its sites, so there is nothing to select in.")
     return flows
+
+
+def _gradients(margin: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """d margin / d output, row by row, for every layer."""
+    if not margin.requires_grad or not all(value.requires_grad for value in outputs.values()):
+        raise RiskError(
+            "The margin has no gradient with respect to the layers, so nothing says what the catastrophe reads. Select "
+            "without it: source='pca', 'weights' or 'random'."
+        )
+    found = torch.autograd.grad(margin.sum(), list(outputs.values()), materialize_grads=True)
+    return dict(zip(outputs, found, strict=True))
 
 
 def square_root(covariance: Float[Tensor, "n n"], power: float = 0.5) -> Float[Tensor, "n n"]:

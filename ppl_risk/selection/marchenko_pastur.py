@@ -28,7 +28,7 @@ def outliers(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
 def edge(values: Float[Tensor, " k"], m: int, n: int) -> float:
     """Largest singular value that an m x n random matrix with this median would have."""
     ratio = min(m, n) / max(m, n)
-    return float(values.median()) / np.sqrt(_median(round(ratio, 6))) * (1 + np.sqrt(ratio))
+    return float(values.quantile(0.5)) / np.sqrt(_median(round(ratio, 6))) * (1 + np.sqrt(ratio))
 
 
 @lru_cache(maxsize=256)

@@ -68,14 +68,22 @@ class Selection:
         """The same directions cut at another rank, everywhere or, by name, in single layers; costs nothing.
 
         Raises:
-            RiskError: a rank below 0.
+            RiskError: a rank below 0, or a layer that the selection does not have.
         """
         if min([rank, *ranks.values()]) < 0:
             raise RiskError(f"A rank is at least 0, got {min([rank, *ranks.values()])}.")
+        for name in ranks:
+            self.layer(name)
         return replace(self, rank=rank, ranks=dict(ranks))
 
     def at_share(self, share: float) -> Selection:
-        """The same directions cut at a share of each layer's own width, at least one."""
+        """The same directions cut at a share of each layer's own width, at least one.
+
+        Raises:
+            RiskError: a share that is not in (0, 1].
+        """
+        if not 0 < share <= 1:
+            raise RiskError(f"A share of the width lies in (0, 1], got {share}.")
         ranks = {layer.name: max(1, round(share * layer.width)) for layer in self.layers}
         return self.at(max(ranks.values()), **ranks)
 
@@ -117,6 +125,8 @@ class Selection:
             for part in ("functionals", "patterns", "shares"):
                 tensors[f"{index}|{part}|{layer.name}"] = getattr(layer, part).contiguous().cpu()
             tensors[f"{index}|shape|{layer.name}"] = torch.tensor(layer.shape)
+            if layer.name in self.ranks:
+                tensors[f"{index}|rank|{layer.name}"] = torch.tensor(self.ranks[layer.name])
         save_file(tensors, path)
 
     @staticmethod
@@ -144,4 +154,5 @@ class Selection:
             LayerSelection(name, torch.Size(p["shape"].tolist()), p["functionals"], p["patterns"], p["shares"])
             for (_, name), p in sorted(parts.items())
         )
-        return Selection(layers, rank, source.removeprefix("source|"), draws, flops, problem=problem)
+        ranks = {name: int(p["rank"]) for (_, name), p in parts.items() if "rank" in p}
+        return Selection(layers, rank, source.removeprefix("source|"), draws, flops, ranks, problem)

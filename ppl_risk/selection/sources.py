@@ -117,6 +117,8 @@ SOURCES: Mapping[str, Callable[[Ingredients], list[Tensor]]] = {
 }
 #: Sources that give functionals of h itself, not of whitened h.
 UNWHITENED = frozenset({"weights"})
+#: Sources that do not ask what the catastrophe reads: they work where the margin has no gradient.
+BLIND = frozenset({"pca", "weights", "random"})
 
 
 def basis_of(source: str, flow: Flow, provenance: Provenance, most: int, seed: int) -> Basis:
@@ -127,16 +129,15 @@ def basis_of(source: str, flow: Flow, provenance: Provenance, most: int, seed: i
     own = SOURCES[source](given)
     # Where a source has no more to say (ten logits have ten directions): what the layer carries, then what varies.
     rest = [given.matrix @ root, root] if whitened else [torch.eye(len(root), dtype=root.dtype, device=root.device)]
-    taken, weight = torch.zeros(len(root), 0, dtype=root.dtype, device=root.device), []
-    for place, matrix in enumerate([*own, *rest]):
+    taken = torch.zeros(len(root), 0, dtype=root.dtype, device=root.device)
+    for matrix in [*own, *rest]:
         _, values, vectors = torch.linalg.svd(matrix - (matrix @ taken) @ taken.mT, full_matrices=False)
         alive = int((values > 1e-6 * matrix.norm().clamp(min=1e-300)).sum())
-        count = min(most - taken.shape[1], alive)
-        taken = torch.cat([taken, vectors[:count].mT], 1)
-        weight.append(values[:count].square() * (place < len(own)))
-    shares = torch.cat(weight) / max(float(own[-1].square().sum()), 1e-300)
+        taken = torch.cat([taken, vectors[: min(most - taken.shape[1], alive)].mT], 1)
+    whole = own[-1]
+    shares = (whole @ taken).square().sum(0) / whole.square().sum().clamp(min=1e-300)
     inverse = square_root(flow.covariance, -0.5)
-    return Basis(inverse @ taken if whitened else taken, shares.clamp(max=1.0))
+    return Basis(inverse @ taken if whitened else taken, shares)
 
 
 def _read(given: Ingredients, matrix: Tensor) -> Tensor:

@@ -7,7 +7,19 @@ from pyro import poutine
 
 from builders import NETWORKS, assert_means
 from ppl_risk.activations import INPUT, ActivationModel
-from ppl_risk.guides import Block, Full, FullNormal, LowRank, LowRankNormal, MeanField, Mixture, Network, Normal
+from ppl_risk.guides import (
+    Block,
+    Full,
+    FullNormal,
+    LowRank,
+    LowRankNormal,
+    MeanField,
+    Mixture,
+    Network,
+    Normal,
+    Selected,
+)
+from ppl_risk.selection import select
 
 LAWS = {"normal": Normal(), "low-rank": LowRankNormal(2), "full": FullNormal(), "mixture": Mixture(3)}
 FAMILIES = {"mean-field": MeanField, "block": Block, "low-rank": LowRank, "full": Full, "network": Network}
@@ -16,14 +28,26 @@ CASES |= {f"{name}, noise": family(coordinates="noise") for name, family in FAMI
 CASES |= {f"{name}, input {k}": family(input=law) for name, family in FAMILIES.items() for k, law in LAWS.items()}
 
 
-def model_of(family, kind="residual"):
-    return ActivationModel(NETWORKS[kind](), family.coordinates, resolution=family.resolution)
+def selected(rank, **told):
+    """A selection belongs to its problem. Random directions: those that training selected leave no noise in the head."""
+    return lambda problem: Selected(select(problem, rank, "random", draws=200), **told)
+
+
+CASES |= {f"selected, rank {rank}": selected(rank) for rank in (0, 1, 2)}
+CASES |= {f"selected, input {k}": selected(1, input=law) for k, law in LAWS.items() if k != "normal"}
+
+
+def bound(family, kind="residual"):
+    """A fresh guide of the family over the sites of one network, with the model that it guides."""
+    problem = NETWORKS[kind]()
+    family = family(problem) if callable(family) else family
+    model = ActivationModel(problem, family.coordinates, resolution=family.resolution)
+    return model, family.bind(model.sites)
 
 
 def disturbed(family, kind="residual", seed=0):
     """A guide away from every special point: parameters at random around the fit to prior draws."""
-    model = model_of(family, kind)
-    guide = family.bind(model.sites)
+    model, guide = bound(family, kind)
     guide.fit(model.prior_draws(300))
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -44,7 +68,7 @@ def flat(values):
 def test_parameters_exist_and_state_travels_before_the_first_call(family):
     _, guide = disturbed(family)
     state = guide.state_dict()
-    fresh = family.bind(model_of(family).sites)
+    _, fresh = bound(family)
     assert [n for n, _ in fresh.named_parameters()] == [n for n, _ in guide.named_parameters()]
     fresh.load_state_dict(state)
     torch.manual_seed(0)
@@ -90,7 +114,9 @@ def test_traced_density_is_log_prob(family, kind):
 
 
 def test_two_guides_share_nothing(family):
-    sites = model_of(family).sites
+    problem = NETWORKS["residual"]()
+    family = family(problem) if callable(family) else family
+    sites = ActivationModel(problem, family.coordinates, resolution=family.resolution).sites
     one, two = family.bind(sites), family.bind(sites)
     for guide in (one, two):
         guide()
@@ -133,6 +159,7 @@ def test_every_parameter_gets_a_gradient(family):
 
 
 def test_labels_and_coordinates_tell_families_apart():
-    labels = [family.label for family in (*map(lambda f: f(), FAMILIES.values()), LowRank(rank=3))]
-    assert len(set(labels)) == 6
+    chosen = [selected(rank)(NETWORKS["residual"]()) for rank in (1, 2)]
+    labels = [family.label for family in (*map(lambda f: f(), FAMILIES.values()), LowRank(rank=3), *chosen)]
+    assert len(set(labels)) == 8
     assert (Network().coordinates, Network().resolution) == ("noise", 0.0)
