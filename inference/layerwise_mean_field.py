@@ -1,4 +1,4 @@
-"""What presuming independence of all activations says about the tail. The baseline of every comparison of guides."""
+"""All activations presumed independent. Use it as the baseline: what that presumption costs."""
 
 import ppl_risk as pr
 

@@ -1,4 +1,4 @@
-"""The few directions that training selected, the rest independent noise: a tail without ever sampling one."""
+"""A few directions a layer, the rest independent. Use it to see a tail without looking for a catastrophic input."""
 
 import ppl_risk as pr
 

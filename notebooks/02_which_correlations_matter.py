@@ -27,7 +27,8 @@ from ppl_risk.diagnostics import what_tracking_moved
 # %% tags=["parameters"]
 # Small figures by default; `make notebooks` sets PPL_RISK_NOTEBOOK=full.
 full = os.environ.get("PPL_RISK_NOTEBOOK") == "full"
-draws, particles, shared, ranks = (10_000, 1000, 40_000, [2, 4, 8, 16, 32]) if full else (3000, 200, 5000, [4, 8, 16])
+draws, particles, shared, ranks = (10_000, 1000, 40_000, [2, 4, 8, 16, 32]) if full else (2000, 100, 3000, [4, 8, 16])
+sources = ("trained", "checkpoints", "gradient", "pca", "random") if full else ("trained", "checkpoints")
 
 # %% [markdown]
 # ## What flows, what is read
@@ -101,6 +102,6 @@ bases = {
     source: pr.fit_layerwise(
         problem, pr.guides.Selected(pr.select(problem, 16, source)), draws=draws, particles=particles, progress=False
     )
-    for source in ("trained", "checkpoints", "gradient", "pca", "random")
+    for source in sources
 }
 pr.compare(bases, truth=truth)

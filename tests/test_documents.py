@@ -11,18 +11,21 @@ ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin", "TQDM_DISABLE": "1"}
 
 
-def test_the_first_example_runs(tmp_path):
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert code is not None
+EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+@pytest.mark.parametrize(("number", "says"), enumerate(["Believe svi", "layerwise selected(trained"]))
+def test_the_examples_run(number, says, tmp_path):
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", code.group(1)],
+        [sys.executable, "-W", "error", "-c", EXAMPLES[number]],
         cwd=tmp_path,
         capture_output=True,
         text=True,
         env=ENVIRONMENT,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "Believe svi" in ran.stdout
+    assert says in ran.stdout
+    assert len(EXAMPLES) == 2
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)

@@ -20,6 +20,9 @@ ESTIMATORS = {
     "layerwise_full": lambda p, seed: pr.fit_layerwise(
         p, pr.guides.Full(), draws=4000, particles=400, seed=seed, progress=False
     ),
+    "layerwise_selected": lambda p, seed: pr.fit_layerwise(
+        p, pr.guides.Selected(pr.select(p, 5, draws=1000)), draws=4000, particles=400, seed=seed, progress=False
+    ),
     "smc_pcn": lambda p, seed: pr.run_smc(p, particles=400, moves="pcn", posterior_draws=40, seed=seed, progress=False),
     "smc_gradient": lambda p, seed: pr.run_smc(p, particles=400, posterior_draws=40, seed=seed, progress=False),
 }
@@ -82,7 +85,7 @@ def test_the_callers_random_state_is_left_alone(made, known):
 
 def test_posterior_draws_are_catastrophes(made, known):
     name, estimate, _ = made
-    if name == "layerwise_full":
+    if name.startswith("layerwise"):
         assert estimate.posterior == {}
         return
     x = estimate.posterior["x"]
@@ -110,7 +113,7 @@ def test_no_layers_no_problem(made):
     name, _, _ = made
     law = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(3), 1.0), 1)
     problem = pr.RiskProblem(lambda x: x.sum(-1) - 3.0, law)
-    if name == "layerwise_full":
+    if name.startswith("layerwise"):
         with pytest.raises(pr.RiskError, match="no layers"):
             ESTIMATORS[name](problem, 0)
         return
