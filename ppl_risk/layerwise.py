@@ -104,7 +104,9 @@ def fit_layerwise(
     status, remedy = Status.MODEL_ONLY, (
         "This is what the family presumes. Compare families, and hold it against ppl_risk.run_smc where that is affordable."
     )  # fmt: skip
-    if not believed.status.believable and not isinstance(guide, EmpiricalGuide):
+    if isinstance(guide, EmpiricalGuide):  # plain counting on the network itself: its own verdict holds
+        status, remedy = believed.status, believed.remedy
+    elif not believed.status.believable:
         status, remedy = believed.status, "Inside the guide's law: " + believed.remedy
     cost = problem.cost(meter)
     return replace(

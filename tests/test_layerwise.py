@@ -119,7 +119,7 @@ def test_unrestricted_class_is_plain_monte_carlo(kind, fit):
     assert 0 < hits < 4000, "all or nothing: an empty test"
     assert estimate.hits == (hits, 4000)
     assert estimate.log_prob == pytest.approx(math.log(hits / 4000))
-    assert estimate.status is Status.MODEL_ONLY
+    assert estimate.status is (Status.OK if hits >= 20 else Status.LOW_ESS), "counting on the network itself"
     assert set(estimate.guide.support) == {"input", *problem.activations(problem.sample(2))[0]}
 
 
