@@ -147,6 +147,7 @@ def report(rows: list[dict[str, Any]]) -> str:
         for name in NETWORKS
     ]
     parts.append(f"**p = 1e-4, per network: median (worst) of 5 seeds**\n\n{table(lines)}")
+    parts.append(paired(rows))
     truth = [r["effective"] for r in rows if r["source"] == "truth"]
     accuracy = [r["accuracy"] for r in rows if r["source"] == "truth"]
     parts.append(
@@ -155,6 +156,32 @@ def report(rows: list[dict[str, Any]]) -> str:
         f"{max(accuracy):.1%}. An error of {UNSEEN:.0f} means that no draw reached the event under the guide."
     )
     return "\n\n".join(parts)
+
+
+def paired(rows: list[dict[str, Any]]) -> str:
+    """Training by training: the sketch against the checkpoint pair, and how often `trained` is the better basis."""
+    found = {
+        (r["network"], r["seed"], r["source"], r["share"], r["decade"]): r["error"] for r in rows if "error" in r
+    }  # fmt: skip
+
+    def pairs(source: str, other: str, share: str, decade: int) -> np.ndarray:
+        keys = sorted({k[:2] for k in found})
+        return np.array([[found[*k, name, share, decade] for name in (source, other)] for k in keys])
+
+    near, better = [], []
+    for share in SHARES:
+        gaps = {d: np.abs(np.subtract(*pairs("sketch", "checkpoints", share, d).T)) for d in DECADES}
+        near.append({"rank, of width": share} | {f"p = 1e{d}": summary(gap) for d, gap in gaps.items()})
+        for decade in DECADES[1:]:
+            row = {"rank, of width": share, "p": f"1e{decade}"}
+            for other in SOURCES[1:]:
+                mine, theirs = np.abs(pairs("trained", other, share, decade)).T
+                row[other] = f"{np.mean(mine <= theirs + 0.02):.0%}"
+            better.append(row)
+    return (
+        f"**Sketch against checkpoint pair, the same training: median (worst) difference of their errors**\n\n{table(near)}\n\n"
+        f"**Share of the trainings in which `trained` is as good as the other basis, to 0.02 decades**\n\n{table(better)}"
+    )
 
 
 def summary(errors: np.ndarray) -> str:

@@ -100,7 +100,10 @@ def fit_layerwise(
             believed = _support(problem, guide)
         else:
             believed = _tail(problem, guide, Tail(tail, draws, particles), tail_seed, progress)
-    selected = family.selection.flops if isinstance(family, Selected) else 0.0
+        tail_flops = problem.flops(meter) - fit_flops
+        if isinstance(family, Selected):  # the directions are part of the answer
+            meter.forward_calls += family.selection.draws
+            meter.gradient_calls += family.selection.gradient_calls
     status, remedy = Status.MODEL_ONLY, (
         "This is what the family presumes. Compare families, and hold it against ppl_risk.run_smc where that is affordable."
     )  # fmt: skip
@@ -108,14 +111,13 @@ def fit_layerwise(
         status, remedy = believed.status, believed.remedy
     elif not believed.status.believable:
         status, remedy = believed.status, "Inside the guide's law: " + believed.remedy
-    cost = problem.cost(meter)
     return replace(
         believed, method=f"layerwise {family.label}" + (" pushed" if fit == "pushed" else ""), status=status, remedy=remedy,
-        **cost | {"flops": cost["flops"] + selected},
+        **problem.cost(meter),
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name, guide=guide, posterior={}, survival=None,
         evidence=dict(believed.evidence) | {
-            "fitted_draws": float(draws), "fit_flops": fit_flops, "selection_flops": selected,
-            "tail_flops": cost["flops"] - fit_flops,
+            "fitted_draws": float(draws), "fit_flops": fit_flops, "tail_flops": tail_flops,
+            "selection_flops": family.selection.flops if isinstance(family, Selected) else 0.0,
         },
         settings={
             "family": repr(family), "fit": fit, "tail": believed.method, "draws": draws, "particles": particles,

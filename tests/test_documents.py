@@ -14,7 +14,7 @@ ENVIRONMENT = {"MPLBACKEND": "Agg", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/b
 EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
 
 
-@pytest.mark.parametrize(("number", "says"), enumerate(["Believe svi", "layerwise selected(trained"]))
+@pytest.mark.parametrize(("number", "says"), list(enumerate(["Believe svi", "layerwise selected(trained"])))
 def test_the_examples_run(number, says, tmp_path):
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", EXAMPLES[number]],

@@ -77,7 +77,7 @@ def select(
         )
     width = max(layer.width for layer in layers)
     chosen = max(1, width // 8) if rank is None else rank
-    return Selection(tuple(layers), chosen, source, draws, problem.flops(meter), problem=problem)
+    return Selection(tuple(layers), chosen, source, draws, meter.gradient_calls, problem.flops(meter), problem=problem)
 
 
 def _tensors(given: Mapping[str, Tensor] | str | Path | None) -> Mapping[str, Tensor] | None:

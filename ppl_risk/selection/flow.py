@@ -19,6 +19,7 @@ from ppl_risk.selection.affine import is_affine
 
 #: Share of the draws, those of largest margin, that stand for the neighbourhood of the catastrophe.
 TAIL = 0.1
+NOTHING = "There are no layers to select in: no affine layer is among the sites of the problem. Use ppl_risk.run_smc."
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,8 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"], *, reading: bool 
         with torch.set_grad_enabled(reading):
             margin = problem.run(problem.from_normal(rows.detach().requires_grad_(reading)), visit, read)
         margins.append(margin.detach())
+        if not seen:
+            raise RiskError(NOTHING)
         for name, gradient in (_gradients(margin, seen) if reading else seen).items():
             deltas.setdefault(name, []).append(gradient)
         if reading:
@@ -79,7 +82,7 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"], *, reading: bool 
                 )
             )  # fmt: skip
     if not flows:
-        raise RiskError("The problem has no affine layer among its sites, so there is nothing to select in.")
+        raise RiskError(NOTHING)
     return flows
 
 

@@ -53,13 +53,15 @@ class Selection:
     Attributes:
         layers: one `LayerSelection` a layer, in the order they run. rank: functionals carried a layer.
         ranks: other ranks for single layers, name -> rank. source: where the directions come from.
-        draws: rows they were found from. flops: what finding them cost. problem: what they belong to.
+        draws: rows they were found from, gradient_calls: of them with a gradient. flops: what that cost.
+        problem: what they belong to.
     """
 
     layers: tuple[LayerSelection, ...]
     rank: int
     source: str
     draws: int = 0
+    gradient_calls: int = 0
     flops: float = 0.0
     ranks: dict[str, int] = field(default_factory=dict)
     problem: RiskProblem | None = field(default=None, compare=False)
@@ -120,7 +122,10 @@ class Selection:
 
     def save(self, path: str | Path) -> None:
         """Write it as one safetensors file."""
-        tensors = {"": torch.tensor([self.rank, self.draws]), f"source|{self.source}": torch.tensor(self.flops)}
+        tensors = {
+            "": torch.tensor([self.rank, self.draws, self.gradient_calls]),
+            f"source|{self.source}": torch.tensor(self.flops),
+        }
         for index, layer in enumerate(self.layers):
             for part in ("functionals", "patterns", "shares"):
                 tensors[f"{index}|{part}|{layer.name}"] = getattr(layer, part).contiguous().cpu()
@@ -138,7 +143,7 @@ class Selection:
         """
         tensors = read_weights(path)
         try:
-            rank, draws = tensors.pop("").tolist()
+            rank, draws, gradients = tensors.pop("").tolist()
             source = next(key for key in tensors if key.startswith("source|"))
             flops = float(tensors.pop(source))
         except (KeyError, StopIteration) as error:
@@ -155,4 +160,4 @@ class Selection:
             for (_, name), p in sorted(parts.items())
         )
         ranks = {name: int(p["rank"]) for (_, name), p in parts.items() if "rank" in p}
-        return Selection(layers, rank, source.removeprefix("source|"), draws, flops, ranks, problem)
+        return Selection(layers, rank, source.removeprefix("source|"), draws, gradients, flops, ranks, problem)
