@@ -8,7 +8,7 @@ from scipy.stats import norm
 
 import ppl_risk as pr
 from benchmarks.results import table
-from ppl_risk.estimate import LOG10
+from ppl_risk.risk_estimate import LOG10
 
 TITLE = "consistency_checks: what the untracked correlation costs, by family"
 SIZES = (4, 8, 16, 32, 64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ppl_risk as pr
 from benchmarks.results import table
 from benchmarks.spread import over_seeds
-from ppl_risk.estimate import LOG10
+from ppl_risk.risk_estimate import LOG10
 from ppl_risk.zoo import list_recipes
 
 TITLE = "digits: every recipe at p about 1e-4 and 1e-7"

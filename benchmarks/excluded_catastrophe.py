@@ -6,7 +6,7 @@ import math
 
 import ppl_risk as pr
 from benchmarks.results import table
-from ppl_risk.estimate import LOG10
+from ppl_risk.risk_estimate import LOG10
 from ppl_risk.zoo import shelf
 
 TITLE = "excluded_catastrophe: independence overestimates, the network and SMC do not"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import ppl_risk as pr
 from benchmarks.results import table
-from ppl_risk.estimate import LOG10
+from ppl_risk.risk_estimate import LOG10
 
 TITLE = "joint_law: a detector that reads two layers, and a residual stream"
 WIDTH = 20

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ppl_risk as pr
 from benchmarks.results import table
 from benchmarks.spread import over_seeds
-from ppl_risk.estimate import LOG10
+from ppl_risk.risk_estimate import LOG10
 
 TITLE = "linear_gaussian: guide + importance sampling and SMC against the exact answer"
 SEEDS, SMC_SEEDS = 20, 100

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 import ppl_risk as pr
-from ppl_risk.estimate import LOG10
+from ppl_risk.risk_estimate import LOG10
 
 
 def over_seeds(estimate: Callable[[int], pr.RiskEstimate], truth: float, seeds: int) -> dict[str, object]:

@@ -20,12 +20,12 @@ import numpy as np
 import torch
 
 from ppl_risk import RiskProblem, fit_svi, run_smc
-from ppl_risk.estimate import clopper_pearson
 from ppl_risk.guides import FullNormal, Network
 from ppl_risk.guides.laws import LawFamily
 from ppl_risk.importance.pareto import USABLE, effective_sample_size, pareto_khat
 from ppl_risk.importance.sampling import log_mean_and_error
 from ppl_risk.randomness import seeded
+from ppl_risk.risk_estimate import clopper_pearson
 
 #: Rows that stay in the cache of one core.
 BATCH = 2000

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from ppl_risk.comparison import compare as compare
     from ppl_risk.crude_monte_carlo import monte_carlo as monte_carlo
     from ppl_risk.errors import RiskError as RiskError
-    from ppl_risk.estimate import RiskEstimate as RiskEstimate
-    from ppl_risk.estimate import Status as Status
     from ppl_risk.layerwise import fit_layerwise as fit_layerwise
     from ppl_risk.preflight import check as check
     from ppl_risk.problem import RiskProblem as RiskProblem
     from ppl_risk.provenance import Provenance as Provenance
     from ppl_risk.rank_search import choose_rank as choose_rank
+    from ppl_risk.risk_estimate import RiskEstimate as RiskEstimate
+    from ppl_risk.risk_estimate import Status as Status
     from ppl_risk.selection import Selection as Selection
     from ppl_risk.selection import UpdateSketch as UpdateSketch
     from ppl_risk.selection import select as select
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "ActivationModel": "activations", "Comparison": "comparison", "Provenance": "provenance", "RiskError": "errors",
-    "RiskEstimate": "estimate", "RiskProblem": "problem", "Selection": "selection", "Status": "estimate",
+    "RiskEstimate": "risk_estimate", "RiskProblem": "problem", "Selection": "selection", "Status": "risk_estimate",
     "UpdateSketch": "selection", "check": "preflight", "choose_rank": "rank_search", "compare": "comparison",
     "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
     "monte_carlo": "crude_monte_carlo", "run_smc": "smc", "select": "selection",

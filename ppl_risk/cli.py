@@ -98,7 +98,7 @@ def _infer(infer: Any, problem: RiskProblem, seed: int, progress: bool) -> Any:
     import inspect
 
     from ppl_risk.errors import RiskError
-    from ppl_risk.estimate import RiskEstimate, Status
+    from ppl_risk.risk_estimate import RiskEstimate, Status
 
     options = {"progress": progress} if "progress" in inspect.signature(infer).parameters else {}
     try:

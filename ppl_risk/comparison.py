@@ -9,7 +9,7 @@ from itertools import combinations
 from typing import Any
 
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import LOG10, RiskEstimate, Status
+from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status
 
 #: Believable estimates further apart than this many joint standard errors contradict each other.
 AGREEMENT = 3.0

@@ -11,11 +11,11 @@ import torch
 from tqdm.auto import tqdm
 
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
-from ppl_risk.estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
+from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 
 #: Margins kept for the survival curve.
 KEPT = 200_000

@@ -18,13 +18,13 @@ from torch import Tensor
 from ppl_risk.activations import INPUT, ActivationModel
 from ppl_risk.crude_monte_carlo import counted, monte_carlo
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import RiskEstimate, Status
 from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, believed_problem
 from ppl_risk.guides import Network as NetworkGuide
 from ppl_risk.guides.believed import margin_of_values
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
+from ppl_risk.risk_estimate import RiskEstimate, Status
 from ppl_risk.smc import run_smc
 from ppl_risk.svi import fit_svi
 

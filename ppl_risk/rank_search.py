@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import LOG10, RiskEstimate
 from ppl_risk.guides import Selected
 from ppl_risk.layerwise import fit_layerwise
 from ppl_risk.problem import RiskProblem
+from ppl_risk.risk_estimate import LOG10, RiskEstimate
 from ppl_risk.selection import Selection, select
 
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from ppl_risk import plots
 from ppl_risk.comparison import Comparison
 from ppl_risk.diagnostics.correlations import guide_names
-from ppl_risk.estimate import COVERS
+from ppl_risk.risk_estimate import COVERS
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #2b2f36; max-width: 60rem; margin: 2rem auto; padding: 0 1rem }

@@ -14,8 +14,8 @@ from typing import Any
 
 from ppl_risk.comparison import Comparison
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import RiskEstimate
 from ppl_risk.report import write_report
+from ppl_risk.risk_estimate import RiskEstimate
 from ppl_risk.storage import load, save, summary, write_whole
 
 

@@ -20,7 +20,7 @@ import numpy as np
 import xarray as xr
 
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import RiskEstimate, Status
+from ppl_risk.risk_estimate import RiskEstimate, Status
 
 HISTORY_DIMS = {"smc_history": ("chain", "level"), "svi_history": ("step",)}
 ARRAYS = {"posterior", "stats", "history", "survival", "guide"}

@@ -21,13 +21,13 @@ from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel, check_batching
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import RiskEstimate, Status
 from ppl_risk.guides import Family, Guide, LowRank, Network
 from ppl_risk.importance.sampling import importance_sample, resample, verdict
 from ppl_risk.posterior import posterior_of, to_chains
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
+from ppl_risk.risk_estimate import RiskEstimate, Status
 
 #: Last share of the steps, at constant temperature and falling step size, on which convergence is judged.
 SETTLING = 0.3

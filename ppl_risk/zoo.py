@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 from ppl_risk.errors import RiskError, UnknownNameError
 
 if TYPE_CHECKING:
-    from ppl_risk.estimate import RiskEstimate
     from ppl_risk.problem import RiskProblem
+    from ppl_risk.risk_estimate import RiskEstimate
 
 _HERE = Path(__file__).resolve().parent
 

@@ -11,7 +11,7 @@ from importlib import import_module
 import pytest
 
 MODULES = [
-    "activations", "crude_monte_carlo", "estimate", "guides.families", "importance.pareto", "inputs.transport", "normal",
+    "activations", "crude_monte_carlo", "risk_estimate", "guides.families", "importance.pareto", "inputs.transport", "normal",
     "preflight", "problem", "smc.resampling",
 ]  # fmt: skip
 

@@ -19,11 +19,11 @@ from builders import (
 )
 from ppl_risk import fit_layerwise
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import Status
 from ppl_risk.guides import Block, Empirical, Full, LowRank, MeanField, Mixture, Network, Normal, Selected
 from ppl_risk.guides.empirical import EmpiricalGuide
 from ppl_risk.problem import RiskProblem
 from ppl_risk.provenance import Provenance
+from ppl_risk.risk_estimate import Status
 from ppl_risk.selection import select
 
 DRAWS = 10_000

@@ -9,9 +9,9 @@ from scipy.stats import binom, norm
 
 from builders import assert_within, linear_gaussian, orthant, standard
 from ppl_risk import monte_carlo
-from ppl_risk.estimate import Status, clopper_pearson
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
+from ppl_risk.risk_estimate import Status, clopper_pearson
 
 
 @pytest.mark.parametrize("calls", [64, 250, 1000])

@@ -11,7 +11,7 @@ import ppl_risk as pr
 from builders import four_directions, linear_gaussian
 from ppl_risk import plots
 from ppl_risk.diagnostics import layer_correlation, layer_draws, what_tracking_moved
-from ppl_risk.estimate import LOG10
+from ppl_risk.risk_estimate import LOG10
 
 mpl.use("Agg")
 

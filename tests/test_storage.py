@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import RiskEstimate, Status
+from ppl_risk.risk_estimate import RiskEstimate, Status
 from ppl_risk.storage import ARRAYS
 
 mpl.use("Agg")

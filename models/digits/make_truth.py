@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from ppl_risk import RiskProblem, fit_svi, load_model, run_smc
-from ppl_risk.estimate import clopper_pearson
 from ppl_risk.guides import Network
 from ppl_risk.importance.pareto import USABLE, effective_sample_size, pareto_khat
 from ppl_risk.importance.sampling import log_mean_and_error
 from ppl_risk.randomness import child_seeds
+from ppl_risk.risk_estimate import clopper_pearson
 
 SEED = {"1e-4": 1, "1e-7": 2}
 CHUNK, BATCH = 10_000_000, 2000

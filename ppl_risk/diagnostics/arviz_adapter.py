@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.metadata import version
 from typing import Any
 
-from ppl_risk.estimate import RiskEstimate
+from ppl_risk.risk_estimate import RiskEstimate
 
 
 def to_arviz(estimate: RiskEstimate) -> Any:

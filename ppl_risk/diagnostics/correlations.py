@@ -9,9 +9,9 @@ import numpy as np
 
 from ppl_risk.activations import INPUT
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import RiskEstimate
 from ppl_risk.guides import Guide
 from ppl_risk.randomness import seeded
+from ppl_risk.risk_estimate import RiskEstimate
 
 
 class LayerCorrelation(NamedTuple):

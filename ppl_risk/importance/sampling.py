@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from ppl_risk.errors import undefined_margins
-from ppl_risk.estimate import Status
 from ppl_risk.importance.pareto import USABLE, effective_sample_size, pareto_khat
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
 from ppl_risk.problem import RiskProblem
+from ppl_risk.risk_estimate import Status
 
 PILOT_SHARE = 0.25
 SMALLEST_ESS = 100.0

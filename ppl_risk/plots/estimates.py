@@ -15,9 +15,9 @@ from matplotlib.figure import Figure
 from ppl_risk.comparison import Comparison
 from ppl_risk.diagnostics.correlations import busiest_units, layer_correlation, layer_draws
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import LOG10, RiskEstimate, Status
 from ppl_risk.importance.pareto import USABLE
 from ppl_risk.importance.sampling import SMALLEST_ESS
+from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status
 
 SOUND, WEAK, BAD, INK = "#1b7f5c", "#c98a12", "#b3392f", "#2b2f36"
 

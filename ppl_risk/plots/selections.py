@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ppl_risk.diagnostics.tracking import Tracking
-from ppl_risk.estimate import LOG10
 from ppl_risk.plots.estimates import INK, SOUND, clean
 from ppl_risk.rank_search import RankSearch
+from ppl_risk.risk_estimate import LOG10
 from ppl_risk.selection import Selection
 
 

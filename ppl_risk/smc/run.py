@@ -11,13 +11,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
+from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.smc.levels import Level, Run, Tuning, run_levels
 from ppl_risk.smc.moves import MOVES, evaluate
 

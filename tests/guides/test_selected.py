@@ -11,10 +11,10 @@ from builders import NETWORKS, Known, Residual, assert_within, linear_gaussian, 
 from ppl_risk import fit_layerwise, fit_svi
 from ppl_risk.activations import INPUT, ActivationModel
 from ppl_risk.errors import RiskError
-from ppl_risk.estimate import Status
 from ppl_risk.guides import Block, Selected
 from ppl_risk.layerwise import fitted_guide
 from ppl_risk.problem import RiskProblem
+from ppl_risk.risk_estimate import Status
 from ppl_risk.selection import select
 
 DRAWS = 10_000

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from builders import linear_gaussian, standard, two_sided
-from ppl_risk.estimate import Status
 from ppl_risk.importance import importance_sample
 from ppl_risk.importance.sampling import ImportanceResult, Weighted, verdict
 from ppl_risk.problem import RiskProblem
+from ppl_risk.risk_estimate import Status
 
 
 def line(z: float, d: int = 1) -> RiskProblem:

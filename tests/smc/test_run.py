@@ -9,9 +9,9 @@ from builders import assert_within, conv_problem, linear_gaussian, orthant, stan
 from ppl_risk import fit_svi, monte_carlo, run_smc
 from ppl_risk.activations import ActivationModel
 from ppl_risk.errors import NoTransportError, RiskError
-from ppl_risk.estimate import Status
 from ppl_risk.guides import FullNormal, LowRank, Mixture, Network
 from ppl_risk.problem import RiskProblem
+from ppl_risk.risk_estimate import Status
 
 
 def placed(problem, mean, scale=1.0, family=None):

@@ -9,8 +9,8 @@ from scipy.stats import norm
 
 from builders import assert_within, linear_gaussian, standard
 from ppl_risk import run_smc
-from ppl_risk.estimate import Status
 from ppl_risk.problem import RiskProblem
+from ppl_risk.risk_estimate import Status
 from ppl_risk.smc.run import combine
 
 

@@ -7,7 +7,7 @@ import pytest
 import scipy.stats
 from scipy.optimize import brentq
 
-from ppl_risk.estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
+from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.99])
