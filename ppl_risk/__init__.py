@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from ppl_risk.comparison import Comparison as Comparison
     from ppl_risk.comparison import compare as compare
     from ppl_risk.crude_monte_carlo import monte_carlo as monte_carlo
+    from ppl_risk.engine import estimate as estimate
     from ppl_risk.errors import RiskError as RiskError
     from ppl_risk.layerwise import fit_layerwise as fit_layerwise
     from ppl_risk.preflight import check as check
@@ -37,6 +38,7 @@ _HOME = {
     "ActivationModel": "activations", "Comparison": "comparison", "Provenance": "provenance", "RiskError": "errors",
     "RiskEstimate": "risk_estimate", "RiskProblem": "problem", "Selection": "selection", "Status": "risk_estimate",
     "UpdateSketch": "selection", "check": "preflight", "choose_rank": "rank_search", "compare": "comparison",
+    "estimate": "engine",
     "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
     "monte_carlo": "crude_monte_carlo", "run_smc": "smc", "select": "selection",
 }  # fmt: skip

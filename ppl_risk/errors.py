@@ -19,6 +19,14 @@ class UnknownNameError(RiskError):
     """A model, recipe, site or option that does not exist."""
 
 
+class CallLimitError(RiskError):
+    """A batch that would have passed the limit on calls; nothing of it was run."""
+
+
+class UnitFailedError(RiskError):
+    """A unit of work that failed however often it was tried; what the other units found is kept."""
+
+
 class UntrustedFileError(RiskError):
     """A file that would have to execute code in order to be read."""
 

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import CallLimitError, RiskError
 from ppl_risk.inputs import Transport, transport_of
+from ppl_risk.memory import Part, in_batches
 from ppl_risk.network import Visitor, layers_to_cut, named_modules, visiting
 from ppl_risk.provenance import Provenance
 from ppl_risk.randomness import seeded
@@ -28,10 +29,21 @@ BATCH_BYTES = 64 * 2**20
 
 @dataclass
 class Meter:
-    """Rows that went through the network while the meter was on."""
+    """Rows that went through the network while the meter was on, and how many may at most."""
 
     forward_calls: int = 0
     gradient_calls: int = 0
+    limit: int | None = None
+
+    @property
+    def calls(self) -> int:
+        """Forward and gradient calls together."""
+        return self.forward_calls + self.gradient_calls
+
+    @property
+    def left(self) -> int:
+        """Calls that may still be made; a very large number where there is no limit."""
+        return 2**62 if self.limit is None else self.limit - self.calls
 
 
 class RiskProblem:
@@ -141,6 +153,7 @@ class RiskProblem:
 
     def run(self, x: Tensor, visit: Visitor | None = None, read: Visitor | None = None) -> Float[Tensor, " batch"]:
         """Margins of one batch; what a named layer returns passes through `visit`, what it reads through `read`."""
+        self._afford(x.shape[0])
         for meter in self._meters:
             meter.forward_calls += x.shape[0]
         with ExitStack() as stack:
@@ -151,43 +164,63 @@ class RiskProblem:
 
     def margin(self, x: Tensor) -> Float[Tensor, " batch"]:
         """Margins C(M(x)) (batch,) of inputs (batch, *event), in batches that fit; catastrophe where >= 0."""
-        if x.shape[0] <= self.batch_size:
-            return self.run(x)
-        return torch.cat([self.run(rows) for rows in x.split(self.batch_size)])
+        margins = self._in_batches(x, self.run)
+        return margins[0] if len(margins) == 1 else torch.cat(margins)
+
+    def margin_of_normal(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
+        """Margins of T(u), in batches that fit; T is the transport of the input law."""
+        return torch.cat(self._in_batches(u, lambda rows: self.run(self.from_normal(rows))))
 
     def margin_and_gradient(
         self, u: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch d"]]:
         """Margins of T(u) and their gradients with respect to u, row by row."""
-        margins, gradients = [], []
-        for rows in u.split(self.batch_size):
+
+        def both(rows: Tensor) -> tuple[Tensor, Tensor]:
+            self._afford(2 * rows.shape[0])
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
                 margin = self.run(self.from_normal(rows))
                 (gradient,) = torch.autograd.grad(margin.sum(), rows, allow_unused=True)
             self.count_gradients(rows.shape[0])
-            margins.append(margin.detach())
-            gradients.append(torch.zeros_like(rows) if gradient is None else gradient)
+            return margin.detach(), torch.zeros_like(rows) if gradient is None else gradient
+
+        margins, gradients = zip(*self._in_batches(u, both), strict=True)
         return torch.cat(margins), torch.cat(gradients)
 
     @torch.no_grad()
     def activations(self, x: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, " batch"]]:
         """What the named layers return on inputs (batch, *event), and the margins."""
-        kept: dict[str, list[Tensor]] = {}
-        margins = []
 
-        def keep(name: str, value: Tensor) -> Tensor:
-            kept.setdefault(name, []).append(value.detach())
-            return value
+        def look(rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            kept: dict[str, Tensor] = {}
 
-        for rows in x.split(self.batch_size):
-            margins.append(self.run(rows, keep))
-        return {name: torch.cat(parts) for name, parts in kept.items()}, torch.cat(margins)
+            def keep(name: str, value: Tensor) -> Tensor:
+                kept[name] = value.detach()
+                return value
+
+            return kept, self.run(rows, keep)
+
+        kept, margins = zip(*self._in_batches(x, look), strict=True)
+        return {name: torch.cat([part[name] for part in kept]) for name in kept[0]}, torch.cat(margins)
+
+    def _in_batches(self, x: Tensor, work: Callable[[Tensor], Part]) -> list[Part]:
+        """`work` on batches of rows; where memory runs out `batch_size` is halved for good."""
+        done, self.batch_size = in_batches(work, x, self.batch_size, self._meters)
+        return done
+
+    def _afford(self, calls: int) -> None:
+        """Stop before a limit is passed, not after."""
+        for meter in self._meters:
+            if calls > meter.left:
+                raise CallLimitError(
+                    f"{calls:,} more calls would pass the limit of {meter.limit:,}; {meter.calls:,} are spent. Raise the limit."
+                )
 
     @contextmanager
-    def metered(self) -> Iterator[Meter]:
-        """Count the calls made inside the block."""
-        meter = Meter()
+    def metered(self, limit: int | None = None) -> Iterator[Meter]:
+        """Count the calls made inside the block; with a limit, `CallLimitError` before it would be passed."""
+        meter = Meter(limit=limit)
         self._meters.append(meter)
         try:
             yield meter
@@ -198,6 +231,12 @@ class RiskProblem:
         """Book `rows` gradients; whoever calls backward through `run` says so here."""
         for meter in self._meters:
             meter.gradient_calls += rows
+
+    def book(self, forward: int, gradient: int) -> None:
+        """Book calls made elsewhere: on a worker, or in an earlier process."""
+        for meter in self._meters:
+            meter.forward_calls += forward
+            meter.gradient_calls += gradient
 
     @cached_property
     def _row_cost(self) -> tuple[float, int]:
@@ -260,7 +299,7 @@ def fingerprint(problem: RiskProblem) -> str:
     for part in (problem.network, problem.detector):
         if isinstance(part, nn.Module):
             for name, tensor in part.state_dict().items():
-                digest.update(name.encode() + tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+                digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
     with seeded(0, problem.device):
         x = problem.sample(16)
     margins = problem.run(x).double().cpu().numpy()

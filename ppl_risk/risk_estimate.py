@@ -25,6 +25,8 @@ class Status(Enum):
     LOW_ESS = "too few draws carry the estimate"
     NOT_CONVERGED = "the optimiser had not settled"
     RUNS_DISAGREE = "independent runs are too far apart"
+    ROUTES_DISAGREE = "two independent routes give different answers: places may be missing"
+    ONE_ROUTE = "only one route finished, and nothing checks it"
     DEGENERATE = "the particles stopped moving"
     MODEL_ONLY = "the tail of the guide, not of the network: nothing here checks it"
     PROVED = "proved, not sampled"

@@ -17,6 +17,10 @@ from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 
 
+#: Rows that `require_sound` runs, for estimators that book them.
+PREFLIGHT_CALLS = 94
+
+
 @dataclass(frozen=True)
 class Finding:
     """One check: `level` is "ok", "note" (worth knowing) or "error" (any number would be wrong)."""

@@ -9,6 +9,7 @@ particles costs N - N keep calls.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -100,6 +101,7 @@ def run_levels(
     max_levels: int,
     posterior_draws: int,
     fixed_levels: list[float] | None = None,
+    watch: Callable[[State], None] | None = None,
 ) -> Run:
     """Climb from weighted particles of the unconditioned law to the event.
 
@@ -108,6 +110,7 @@ def run_levels(
         tuning: kernel and share kept to begin with. may_switch: whether pCN may take over from a gradient kernel in a corner.
         max_levels: after which the run gives up. posterior_draws: rows wanted given catastrophe.
         fixed_levels: thresholds to use instead of adaptive ones; then exp(log_prob) is unbiased but for step-size tuning.
+        watch: shown the particles of every level.
     """
     state, count = start, len(start.margin)
     levels: list[Level] = []
@@ -133,6 +136,8 @@ def run_levels(
             break
         seeds = take(state, systematic(alive, max(2, round(tuning.keep * count))))
         state, found, tuning = refresh(problem, seeds, threshold, count, tuning)
+        if watch is not None:
+            watch(state)
         levels.append(level._replace(**found))
         log_weight = torch.zeros(len(state.margin), dtype=log_weight.dtype, device=log_weight.device)
         if may_switch and tuning.move == "gradient" and levels[-1].acceptance < CORNER_ACCEPTANCE:

@@ -3,6 +3,11 @@ r"""Markov moves that leave N(0, I) restricted to {margin >= level} invariant.
 - `pcn`: u' = sqrt(1 - s^2) u + s xi, accepted iff margin(u') >= level (preconditioned Crank-Nicolson, Cotter et al. 2013,
   doi:10.1214/13-STS421). One call a step, and its acceptance does not depend on the dimension. Where many conditions must hold
   at once it may move a random share of the coordinates only (each choice of coordinates is reversible, so their mixture is).
+  Coordinates that act through a step function (`Transport.discrete`: a Bernoulli, the component of a mixture) are at every
+  second turn drawn afresh instead, a few of them and nothing else: a small step seldom carries them over a threshold.
+- `gibbs`: the same with every coordinate: at every second turn a random few are drawn afresh from N(0, 1) and the rest stay;
+  accepted iff margin(u') >= level. For events that depend on which few of many coordinates are large: a fresh one forgets
+  where it was.
 - `gradient`: with n the unit gradient of the margin at u, the part across n moves as in pCN and the height n.u is drawn afresh
   from N(0, 1) above the linearised boundary; Metropolis and Hastings accept against the hard event. Two calls a step; in a
   linear network the chain forgets its height at once. (Line sampling as a Markov move: ours.)
@@ -39,10 +44,7 @@ Move = Callable[[RiskProblem, State, float, float, float], tuple[State, Bool[Ten
 
 def evaluate(problem: RiskProblem, u: Float[Tensor, "particles d"], move: str) -> State:
     """A state with what the named move needs."""
-    if move == "gradient":
-        state = State(u, *problem.margin_and_gradient(u))
-    else:
-        state = State(u, torch.cat([problem.run(problem.from_normal(rows)) for rows in u.split(problem.batch_size)]))
+    state = State(u, *problem.margin_and_gradient(u)) if move == "gradient" else State(u, problem.margin_of_normal(u))
     wrong = int(torch.isnan(state.margin).sum())
     if wrong:
         raise PreflightError(undefined_margins(wrong, u.shape[0]))
@@ -69,13 +71,42 @@ def _choose(accept: Bool[Tensor, " particles"], new: State, old: State) -> State
 def pcn(
     problem: RiskProblem, state: State, level: float, step: float, share: float = 1.0
 ) -> tuple[State, Bool[Tensor, " particles"]]:
-    """Preconditioned Crank-Nicolson, of a random share of the coordinates."""
-    proposal = math.sqrt(1 - step**2) * state.u + step * torch.randn_like(state.u)
+    """Preconditioned Crank-Nicolson, of a random share of the coordinates; discrete ones are redrawn at every second turn."""
+    return _walk(problem, state, level, step, share, problem.transport.discrete)
+
+
+def gibbs(
+    problem: RiskProblem, state: State, level: float, step: float, share: float = 1.0
+) -> tuple[State, Bool[Tensor, " particles"]]:
+    """At every second turn a fresh draw of a random few coordinates, of any kind; otherwise as pCN."""
+    return _walk(problem, state, level, step, share, torch.ones(state.u.shape[1], dtype=torch.bool))
+
+
+def _walk(
+    problem: RiskProblem, state: State, level: float, step: float, share: float, redraw: Bool[Tensor, " d"] | None
+) -> tuple[State, Bool[Tensor, " particles"]]:
+    u = state.u
+    proposal = math.sqrt(1 - step**2) * u + step * torch.randn_like(u)
     if share < 1:
-        proposal = torch.where(torch.rand_like(state.u) < share, proposal, state.u)
+        proposal = torch.where(torch.rand_like(u) < share, proposal, u)
+    if redraw is not None:
+        proposal = torch.where(torch.rand_like(u[:, :1]) < 0.5, _redrawn(u, redraw.to(u.device)), proposal)
     new = evaluate(problem, proposal, "pcn")
     accept = new.margin >= level
     return _choose(accept, new, state), accept
+
+
+def _redrawn(u: Float[Tensor, "particles d"], marks: Bool[Tensor, " d"]) -> Float[Tensor, "particles d"]:
+    """One marked coordinate at random drawn afresh, and a share of the other marked ones, between one of them and half.
+
+    The share is drawn for each particle, uniformly on a logarithmic scale: how many coordinates can be let go at once depends on
+    the event, and the step of pCN, which is tuned to the others, does not tell.
+    """
+    places = marks.nonzero()[:, 0]
+    always = places[torch.randint(len(places), (len(u), 1), device=u.device)]
+    share = 0.5 * torch.rand_like(u[:, :1]).mul(-math.log(max(1.0, len(places) / 2))).exp()
+    chosen = (marks & (torch.rand_like(u) < share)).scatter(1, always, True)
+    return torch.where(chosen, torch.randn_like(u), u)
 
 
 class _Line(NamedTuple):
@@ -151,4 +182,4 @@ def gradient(
     return _choose(accept, new, state), accept
 
 
-MOVES: dict[str, Move] = {"pcn": pcn, "gradient": gradient}
+MOVES: dict[str, Move] = {"pcn": pcn, "gibbs": gibbs, "gradient": gradient}

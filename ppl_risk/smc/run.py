@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
+from ppl_risk.parallel import plan_units, run_units
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
-from ppl_risk.randomness import child_seeds, seeded
+from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
-from ppl_risk.smc.levels import Level, Run, Tuning, run_levels
-from ppl_risk.smc.moves import MOVES, evaluate
+from ppl_risk.smc.levels import Level, Run
+from ppl_risk.smc.moves import MOVES
+from ppl_risk.smc.units import climb, run_of, start_of
 
 #: Relative spread of the mean of the runs above which they are said to disagree.
 LARGEST_ERROR = 0.5
@@ -39,6 +42,8 @@ def run_smc(
     posterior_draws: int = 1000,
     seed: int = 0,
     progress: bool = True,
+    engine: Any = None,
+    folder: str | Path | None = None,
 ) -> RiskEstimate:
     """Estimate p by adaptive multilevel SMC in the normal space.
 
@@ -53,6 +58,7 @@ def run_smc(
             margin has a gradient, until its acceptance falls in a corner of the event.
         max_levels: levels after which a run gives up. levels: fixed thresholds instead of adaptive ones.
         posterior_draws: rows given catastrophe over all runs. seed: reproduces. progress: show a bar.
+        engine: where the runs go, None, a dask Client or an address; folder: keeps finished ones (`ppl_risk.parallel`).
 
     Raises:
         PreflightError: the problem is not sound. NoTransportError: no map from standard normals.
@@ -73,28 +79,20 @@ def run_smc(
     require_sound(problem)
     with problem.metered() as meter:
         may_switch = moves is None
-        moves = moves or ("gradient" if _has_gradient(problem) else "pcn")
+        moves = moves or ("gradient" if has_gradient(problem) else "pcn")
         proposal = _start(problem, guide)
-        results: list[Run] = []
-        bar = tqdm(child_seeds(seed, runs), disable=not progress, desc="SMC", unit="run")
-        for child in bar:
-            with seeded(child, problem.device), torch.no_grad():
-                u, log_q = proposal.sample(particles)
-                log_weight = standard_normal(u.shape[-1], u.device).log_prob(u) - log_q
-                state = evaluate(problem, u.to(problem.dtype), moves)
-                results.append(
-                    run_levels(
-                        problem,
-                        state,
-                        log_weight,
-                        tuning=Tuning(moves, keep),
-                        may_switch=may_switch,
-                        max_levels=max_levels,
-                        posterior_draws=posterior_draws // runs,
-                        fixed_levels=levels,
-                    )
-                )
-            bar.set_postfix_str(f"log10 p {results[-1].log_prob / LOG10:.2f}")
+        told = {
+            "particles": int(particles), "keep": float(keep), "moves": moves, "may_switch": may_switch,
+            "max_levels": int(max_levels), "posterior_draws": int(posterior_draws) // runs,
+            "levels": None if levels is None else [float(level) for level in levels], "start": start_of(proposal),
+        }  # fmt: skip
+        # A key is read only where results outlive this call.
+        known = "" if engine is None and folder is None else problem
+        found = run_units(
+            plan_units(known, "SMC", [told] * runs, seed=seed), climb, (problem, proposal), engine=engine, folder=folder,
+            progress=progress, note=lambda run: f"log10 p {run['log_prob'] / LOG10:.2f}",
+        )  # fmt: skip
+        results = [run_of(run, problem.device) for run in found]
         rows = [r.posterior for r in results if len(r.posterior)]
         posterior = {}
         if len(rows) == runs:
@@ -123,7 +121,7 @@ def run_smc(
     )  # fmt: skip
 
 
-def _has_gradient(problem: RiskProblem) -> bool:
+def has_gradient(problem: RiskProblem) -> bool:
     """Whether the margin can be differentiated and is not flat everywhere that was looked."""
     with seeded(0, problem.device):
         u = torch.randn(8, problem.transport.dimension, device=problem.device)

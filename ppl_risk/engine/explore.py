@@ -1,0 +1,102 @@
+"""Finding the event: a few draws of the prior, searches along gradients or rays, and the climbs of the second route."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_risk.engine.climbs import Climbs
+from ppl_risk.engine.fitting import Evidence
+from ppl_risk.engine.places import MAX_RANK, gram_distances, separate
+from ppl_risk.engine.search import Found, nearest_catastrophes, unit_normals
+from ppl_risk.problem import RiskProblem
+
+#: Searches by gradient, the steps of each, and how many start from the best draws instead of any.
+STARTS, STEPS, BEST_STARTS = 40, 12, 8
+#: Radii of a search along a ray, and how far out it goes.
+RAY_STEP, RAY_END = 0.25, 8.0
+#: Hits at which the normal of the boundary is asked for.
+ANCHORS = 96
+#: Searched points this much further out than the nearest do not matter: e^{-r^2/2} there is below 1e-4 of its value.
+MARGIN_OF_DISTANCE = 2.0
+#: Below this many hits of SMC, points made from the searched ones stand beside them.
+FEW, COPIES = 40, 8
+
+
+class Pilot(NamedTuple):
+    """Draws of the prior with their margins."""
+
+    u: Tensor
+    margin: Tensor
+
+
+def search(problem: RiskProblem, pilot: Pilot, calls: int) -> Found:
+    """Nearest catastrophes by gradients, from the best draws of the pilot and from any."""
+    best = pilot.margin.topk(min(BEST_STARTS, len(pilot.u))).indices
+    starts = torch.cat([pilot.u[best], pilot.u[: STARTS - len(best)]])
+    return nearest_catastrophes(problem, starts, steps=STEPS, calls=calls)
+
+
+def search_rays(problem: RiskProblem, trail: Float[Tensor, "n d"], calls: int) -> Found:
+    """First catastrophes along the directions in which particles went, where there is no gradient to follow.
+
+    SMC forgets places on its way up, one resampling after the other; its early levels still knew them.
+    """
+    if len(trail) < 2 or trail.shape[1] > MAX_RANK:
+        return Found(trail[:0], None)
+    radii = torch.arange(1.0, RAY_END + RAY_STEP, RAY_STEP, dtype=trail.dtype, device=trail.device)
+    some = trail[torch.randperm(len(trail), device=trail.device)[: max(1, 2 * calls)]]
+    directions = torch.nn.functional.normalize(some, dim=-1)
+    labels = separate(gram_distances(directions), directions)
+    # One ray for each place and, with what is left, rays at random.
+    first = torch.stack([(labels == k).nonzero()[0, 0] for k in labels.unique().tolist()])
+    others = torch.randperm(len(some), device=some.device)
+    rays = directions[torch.cat([first, others])[: max(1, calls // len(radii))]]
+    points = rays[:, None] * radii[:, None]
+    hit = (problem.margin_of_normal(points.flatten(0, 1).to(problem.dtype)) >= 0).view(len(rays), len(radii))
+    reached = hit.any(-1)
+    return Found(points[reached, hit[reached].long().argmax(-1)], None)
+
+
+def first_evidence(problem: RiskProblem, pilot: Pilot, climbs: Climbs, found: Found) -> Evidence | None:
+    """What is known before the first proposal; None where nothing has been hit."""
+    hits = torch.cat([pilot.u[pilot.margin >= 0], climbs.final])
+    weight = torch.ones(len(hits), dtype=torch.float64, device=hits.device)
+    anchors, normals = hits[torch.randperm(len(hits), device=hits.device)[:ANCHORS]], None
+    if found.normal is not None:
+        anchors, normals = with_normals(problem, anchors)
+    if len(found.u):
+        near = found.u.norm(dim=-1) < found.u.norm(dim=-1).min() + MARGIN_OF_DISTANCE
+        normal = None if found.normal is None else found.normal[near]
+        anchors = torch.cat([anchors, found.u[near]])
+        normals = None if normals is None or normal is None else torch.cat([normals, normal])
+        if len(hits) < FEW:
+            made, chance = _typical(found.u[near], normal)
+            hits, weight = torch.cat([hits, made]), torch.cat([weight, chance])
+    if not len(anchors):
+        return None
+    seen = torch.cat([pilot.u, climbs.seen])
+    return Evidence(hits, weight / weight.sum(), anchors, normals, seen, torch.cat([pilot.margin >= 0, climbs.hit]))
+
+
+def with_normals(problem: RiskProblem, u: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:
+    """The points at which the boundary has a normal, and the normals. Spends two calls a point."""
+    if not len(u):
+        return u, u
+    normal = unit_normals(problem.margin_and_gradient(u.to(problem.dtype))[1])
+    steep = normal.abs().sum(-1) > 0
+    return u[steep], normal[steep]
+
+
+def _typical(u: Tensor, normal: Tensor | None) -> tuple[Float[Tensor, "m d"], Float[Tensor, " m"]]:
+    """Nearest points are not typical ones: noise across the normals is put back. With weights Pr[N(0, 1) > distance], sum `FEW`."""
+    chance = torch.special.log_ndtr(-u.norm(dim=-1))
+    u, chance = u.repeat(COPIES, 1), (chance - chance.max()).exp().repeat(COPIES)
+    if normal is not None:
+        across = torch.linalg.svd(normal, full_matrices=False).Vh[:MAX_RANK].mT
+        noise = torch.randn_like(u)
+        u = u + noise - (noise @ across) @ across.mT
+    return u, FEW * chance / chance.sum()

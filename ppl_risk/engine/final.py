@@ -1,0 +1,71 @@
+"""The number: fresh draws of the last proposal, in chunks that are units of a plan, and what their weights say."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_risk.importance.control import controlled_mean
+from ppl_risk.importance.mixture import Mixture
+from ppl_risk.importance.pareto import effective_sample_size, pareto_khat
+from ppl_risk.problem import RiskProblem
+from ppl_risk.randomness import seeded
+
+#: Draws of a chunk at most, and catastrophes kept of each for the posterior.
+CHUNK, KEPT = 20_000, 400
+
+
+class Weights(NamedTuple):
+    """log p and its standard error in nats, and what the weights behind them say."""
+
+    log_prob: float
+    std_error: float
+    k_hat: float
+    ess: float
+    hits: int
+    draws: int
+    log_weight: Tensor
+    margin: Tensor
+
+
+def chunk(problem: RiskProblem, mixture: Mixture, draws: int, seed: int) -> dict[str, Any]:
+    """Draws of the proposal: margins, tilts of every component, and some of the catastrophes with their weights."""
+    with seeded(seed, problem.device), torch.no_grad(), problem.metered() as meter:
+        drawn = mixture.sample(draws)
+        margin = problem.margin_of_normal(drawn.points.u.to(problem.dtype))
+        tilts = mixture.log_tilts(drawn.points)
+        log_weight = torch.where(margin >= 0, -(tilts + drawn.shares.log()).logsumexp(-1), -torch.inf)
+        hits = int(torch.isfinite(log_weight).sum())
+        chosen = torch.multinomial(log_weight.softmax(0), KEPT, replacement=True) if hits else torch.zeros(0).long()
+        kept = drawn.points.u[chosen.to(log_weight.device)].to(problem.dtype)
+        mass = float(log_weight.logsumexp(0))
+    return {
+        "margin": margin.double(), "tilts": tilts, "stratum": drawn.stratum, "kept": kept, "mass": mass, "calls": meter.calls,
+    }  # fmt: skip
+
+
+def weigh(results: list[dict[str, Any]], components: int) -> Weights:
+    """All chunks as one sample, each draw against the mixture in the proportions really drawn."""
+    margin, tilts, stratum = (
+        torch.cat([torch.as_tensor(r[name]) for r in results]) for name in ("margin", "tilts", "stratum")
+    )
+    shares = torch.bincount(stratum, minlength=components).to(tilts) / len(stratum)
+    log_ratio = tilts - (tilts + shares.log()).logsumexp(-1, keepdim=True)
+    log_weight = torch.where(margin >= 0, -(tilts + shares.log()).logsumexp(-1), -torch.inf)
+    hits = log_weight[torch.isfinite(log_weight)]
+    mean = controlled_mean(log_weight, log_ratio, stratum)
+    known = len(hits) > 0 and not bool(torch.isnan(margin).any())
+    return Weights(
+        mean.log_prob if known else math.nan, mean.std_error, pareto_khat(hits), effective_sample_size(hits), len(hits),
+        len(margin), log_weight, margin,
+    )  # fmt: skip
+
+
+def posterior_rows(results: list[dict[str, Any]], rows: int) -> Tensor:
+    """Equal-weight draws of u given catastrophe: from each chunk in proportion to the mass of its weights."""
+    mass = torch.tensor([r["mass"] for r in results], dtype=torch.float64).softmax(0)
+    wanted = (mass * rows).floor().long()
+    return torch.cat([torch.as_tensor(r["kept"])[:n] for r, n in zip(results, wanted.tolist(), strict=True)])

@@ -1,0 +1,207 @@
+r"""One call from a problem to a probability that is right or says that it is not.
+
+1. Preflight, and a few draws of the prior; where these hit often, counting goes on and that is all.
+2. Searches along gradients (rays where there are none) find places; four SMC runs climb to the event on their own: the second route.
+3. A mixture is fitted to what was found: the prior, a normal and a ring over all, gated normals for each place; rounds of
+   importance sampling refit it until its weights are even.
+4. Fresh draws of the last mixture, with its components as control variates, give the number. It must agree with SMC's.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from ppl_risk.crude_monte_carlo import counted
+from ppl_risk.engine import climbs as second
+from ppl_risk.engine.adapt import Round, adapt, log_tilt
+from ppl_risk.engine.explore import Pilot, first_evidence, search, search_rays
+from ppl_risk.engine.final import CHUNK, Weights, chunk, posterior_rows, weigh
+from ppl_risk.engine.verdict import compare_routes, verdict
+from ppl_risk.errors import PreflightError, RiskError, undefined_margins
+from ppl_risk.importance.gated import Points
+from ppl_risk.posterior import posterior_of, to_chains
+from ppl_risk.preflight import PREFLIGHT_CALLS, require_sound
+from ppl_risk.problem import Meter, RiskProblem
+from ppl_risk.randomness import child_seeds, seeded
+from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
+from ppl_risk.smc.run import has_gradient
+
+FEWEST_CALLS = 2000
+#: Exploration and adaptation are planned for at most so many calls; what is beyond goes into the number.
+PLANNED = 100_000
+#: Shares of the planned calls.
+PILOT, SEARCH, CLIMBS, BLIND_CLIMBS, ROUND, EXPLORED = 0.03, 0.08, 0.35, 0.45, 0.05, 0.75
+#: Share of hits among the prior's draws from which counting is as good as anything.
+COMMON = 0.1
+
+
+def estimate(
+    problem: RiskProblem,
+    *,
+    max_calls: int = 20_000,
+    target_cv: float | None = None,
+    posterior_draws: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> RiskEstimate:
+    """Estimate p by two routes that must agree: adaptive mixture importance sampling, and SMC.
+
+    Args:
+        problem: the problem.
+        max_calls: forward and gradient calls together, preflight and posterior included; never exceeded.
+        target_cv: relative standard error at which to stop earlier; None spends all calls.
+        posterior_draws: rows given catastrophe, at most a fiftieth of the calls. seed: reproduces. progress: show a bar.
+
+    Raises:
+        PreflightError: the problem is not sound, or a margin is NaN. NoTransportError: no map from standard normals.
+        RiskError: max_calls below 2000, target_cv not positive.
+
+    Example:
+        >>> from ppl_risk.zoo import load_model
+        >>> estimate(load_model("linear_gaussian"), max_calls=5000, progress=False).status.name
+        'OK'
+    """
+    if max_calls < FEWEST_CALLS:
+        raise RiskError(f"max_calls must be at least {FEWEST_CALLS}, got {max_calls}. For fewer there is ppl_risk.monte_carlo.")
+    if target_cv is not None and not target_cv > 0:
+        raise RiskError(f"target_cv is a relative standard error and must be positive, got {target_cv}.")
+    started = time.perf_counter()
+    require_sound(problem)
+    bar = tqdm(total=max_calls, disable=not progress, desc="estimate", unit="call", unit_scale=True)
+    with problem.metered(max_calls) as meter, torch.no_grad(), bar:
+        meter.forward_calls += PREFLIGHT_CALLS
+        fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed).run()
+    return RiskEstimate(
+        **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
+        settings={"max_calls": max_calls, "target_cv": target_cv},
+    )  # fmt: skip
+
+
+class _Engine:
+    """The state of one call of `estimate`."""
+
+    def __init__(
+        self, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int
+    ) -> None:
+        self.problem, self.meter, self.bar = problem, meter, bar
+        self.max_calls, self.target_cv = max_calls, target_cv
+        self.rows = min(rows, max_calls // 50)
+        self.planned = min(max_calls, PLANNED)
+        self.seeds = child_seeds(seed, 4)
+
+    def say(self, what: str) -> None:
+        """Move the bar to where the meter is."""
+        self.bar.set_postfix_str(what)
+        self.bar.update(self.meter.calls - self.bar.n)
+
+    def run(self) -> dict[str, Any]:
+        """The fields of the estimate."""
+        problem, device = self.problem, self.problem.device
+        with seeded(self.seeds[0], device):
+            pilot = self.draw_prior(int(PILOT * self.planned))
+            if float((pilot.margin >= 0).double().mean()) >= COMMON:
+                return self.count(pilot)
+            smooth = has_gradient(problem)
+            found = search(problem, pilot, int(SEARCH * self.planned)) if smooth else None
+        self.say("SMC")
+        guess = -10.0 if found is None or not len(found.u) else float(torch.special.log_ndtr(-found.u.norm(dim=-1).min()))
+        plan = second.plan(int((CLIMBS if smooth else BLIND_CLIMBS) * self.planned), guess)
+        climbs = second.gather([second.climb(problem, seed=s, **plan) for s in second.seeds_of(self.seeds[1])], device)
+        self.say("fitting")
+        with seeded(self.seeds[2], device):
+            if found is None:
+                found = search_rays(problem, torch.cat([pilot.u[pilot.margin.topk(len(pilot.u) // 10).indices], climbs.trail]),
+                                    int(SEARCH * self.planned))  # fmt: skip
+            evidence = first_evidence(problem, pilot, climbs, found)
+            if evidence is None:
+                return self.nothing(pilot, climbs)
+            until = min(int(EXPLORED * self.planned), self.max_calls - self.max_calls // 4)
+            mixture, rounds, _ = adapt(problem, evidence, self.meter, draws=int(ROUND * self.planned), until=until)
+        self.say("drawing")
+        results, weights = self.draw(mixture)
+        final = Points.of(climbs.final)
+        agreement = compare_routes(weights, climbs, plan["particles"], -log_tilt(mixture, final, mixture.shares))
+        status, remedy = verdict(weights, climbs, agreement, _bound(pilot))
+        posterior = {}
+        if weights.hits and self.rows >= 4:
+            rows = posterior_rows(results, self.rows)
+            rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
+            posterior = posterior_of(problem, problem.from_normal(rows.to(device)))
+        self.say("done")
+        whole = weights.draws // 4 * 4
+        return {
+            "method": "mixture importance sampling, checked by SMC",
+            "log_prob": weights.log_prob, "std_error": weights.std_error, "status": status, "remedy": remedy,
+            "evidence": {
+                "k_hat": weights.k_hat, "ess": weights.ess, "hits": float(weights.hits), "draws": float(weights.draws),
+                "places": rounds[-1].places if rounds else math.nan, "smc_log10_p": climbs.log_prob / LOG10,
+                "smc_error": agreement.smc_error, "smc_runs": float(climbs.finished), "sigmas_apart": agreement.sigmas,
+                "uncovered": agreement.uncovered,
+            },
+            "posterior": posterior,
+            "stats": {"log_weight": to_chains(weights.log_weight[:whole]), "margin": to_chains(weights.margin[:whole])},
+            "history": {"rounds": {name: np.array([getattr(r, name) for r in rounds]) for name in Round._fields}},
+            "hits": (int((pilot.margin >= 0).sum()), len(pilot.u)) if status is Status.NO_HITS else None,
+        }  # fmt: skip
+
+    def draw_prior(self, draws: int) -> Pilot:
+        """Draws of the prior."""
+        u = torch.randn(draws, self.problem.transport.dimension, dtype=torch.float64, device=self.problem.device)
+        margin = self.problem.margin_of_normal(u.to(self.problem.dtype))
+        if wrong := int(torch.isnan(margin).sum()):
+            raise PreflightError(undefined_margins(wrong, draws))
+        return Pilot(u, margin)
+
+    def count(self, pilot: Pilot) -> dict[str, Any]:
+        """Plain counting, for events that the prior meets often."""
+        hits, draws = int((pilot.margin >= 0).sum()), len(pilot.u)
+        rows = [pilot.u[pilot.margin >= 0][: self.rows]]
+        while (left := self.meter.left - self.rows) > 0:
+            if self.target_cv is not None and math.sqrt((1 - hits / draws) / hits) <= self.target_cv:
+                break
+            more = self.draw_prior(min(left, CHUNK // 10))
+            hits, draws = hits + int((more.margin >= 0).sum()), draws + len(more.u)
+            self.say("counting")
+        x = self.problem.from_normal(torch.cat(rows)[: self.rows // 4 * 4])
+        posterior = posterior_of(self.problem, x) if len(x) >= 4 else {}
+        return {"method": "plain Monte Carlo (the event is common)", "posterior": posterior, **counted(hits, draws)}
+
+    def draw(self, mixture: Any) -> tuple[list[dict[str, Any]], Weights]:
+        """Chunks of the last proposal until the target or the calls are reached."""
+        left = self.meter.left - self.rows
+        size = min(CHUNK, max(200, left // 8 if self.target_cv else left))
+        sizes = [size] * (left // size) + ([left % size] if left % size >= 50 else [])
+        results: list[dict[str, Any]] = []
+        weights = None
+        for number, seed in zip(sizes, child_seeds(self.seeds[3], len(sizes)), strict=True):
+            results.append(chunk(self.problem, mixture, number, seed))
+            self.say("drawing")
+            if self.target_cv is not None:
+                weights = weigh(results, len(mixture.laws))
+                if weights.std_error <= self.target_cv and weights.ess > 1 / self.target_cv**2 / 10:
+                    break
+        return results, weigh(results, len(mixture.laws))
+
+    def nothing(self, pilot: Pilot, climbs: second.Climbs) -> dict[str, Any]:
+        """Neither route met the event."""
+        hits = int((pilot.margin >= 0).sum()), len(pilot.u)
+        return {
+            "method": "mixture importance sampling, checked by SMC", "log_prob": math.nan, "std_error": math.nan,
+            "status": Status.NO_HITS, "hits": hits,
+            "remedy": (
+                "Neither searches nor SMC met a catastrophe: it cannot be reached under this input law, or max_calls is too "
+                f"small. Only P < {_bound(pilot)} is known, from the prior's draws."
+            ),
+            "evidence": {"smc_runs": float(climbs.finished), "best_pilot_margin": float(pilot.margin.max())},
+        }  # fmt: skip
+
+
+def _bound(pilot: Pilot) -> str:
+    hits = int((pilot.margin >= 0).sum())
+    return decades(clopper_pearson(hits, len(pilot.u), 0.9)[1] / LOG10)
