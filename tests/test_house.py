@@ -13,6 +13,7 @@ ROOT = Path(ppl_risk.__file__).parent
 FLOORS = (
     {
         "errors",
+        "memory",
         "randomness",
         "normal",
         "network",

@@ -1,0 +1,18 @@
+"""The one door for parallel work: a plan of units, and one call that runs it in a loop or on a cluster.
+
+    from dask.distributed import Client, LocalCluster
+
+    with LocalCluster(n_workers=4, threads_per_worker=1) as cluster, Client(cluster) as client:
+        ppl_risk.run_smc(problem, engine=client, folder="runs/far")
+
+On many machines: `dask scheduler --host 127.0.0.1` (or behind TLS: dask's traffic is pickle, so whoever reaches the port
+runs code), `dask worker tcp://... --nthreads 1`, and `engine="tcp://..."`. Workers need the same environment, and a unit should
+last 0.2 s or more. Killed workers, and a killed driver that is started again with the same folder, leave the answer as it was,
+bit for bit.
+"""
+
+from ppl_risk.parallel.loop import run_units
+from ppl_risk.parallel.plan import Unit, chunks, plan_units
+from ppl_risk.parallel.records import digest
+
+__all__ = ["Unit", "chunks", "digest", "plan_units", "run_units"]

@@ -1,0 +1,154 @@
+"""Units on dask workers. The user starts the cluster; here is only what makes a plan survive it.
+
+A worker that dies takes its units along; dask runs them elsewhere. A unit that kills each worker it meets is given up by dask with
+`KilledWorker`, and so is whatever was queued beside it: how many deaths it takes is the cluster owner's setting
+(`distributed.scheduler.allowed-failures`), who is to blame only shows when each suspect runs alone.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from ppl_risk.errors import RiskError
+from ppl_risk.parallel.loop import Failure, Work
+from ppl_risk.parallel.parcel import Parcel, pack, run_packed
+from ppl_risk.parallel.plan import Unit
+
+#: How often a unit that failed among others is tried alone.
+ALONE = 3
+#: How often the parcel is sent before that counts as a failed try.
+SENDINGS = 3
+#: Seconds for a scheduler to answer, and for a first worker to appear.
+CONNECT, WORKERS = 10, 60
+
+
+def on_cluster(
+    engine: Any, todo: Sequence[Unit], work: Work, shared: Any, done: Callable[[Unit, str], None]
+) -> list[Failure]:
+    """Run units on the workers of a Client or a scheduler's address; the units that failed to the end."""
+    with _client(engine) as client:
+        parcel = pack(work, shared)
+        if not _workers_come(client):
+            raise RiskError(
+                f"The cluster had no worker for {WORKERS} seconds. Start some (`dask worker ADDRESS --nthreads 1`) and call again."
+            )
+        _same_versions(client)
+        sender = _Sender(client, parcel)
+        failures = sender.run(todo, done, 1)
+        for tries in range(2, ALONE + 2):
+            suspects, failures = failures, []
+            for index, suspect in enumerate(suspects):
+                if not _workers_come(client):  # the last one died of it
+                    return failures + suspects[index:]
+                failures += sender.run([suspect.unit], done, tries)
+        return failures
+
+
+class _Sender:
+    """Sends units and collects them; what they share goes to every worker once."""
+
+    def __init__(self, client: Any, parcel: Parcel) -> None:
+        self.client, self.parcel = client, parcel
+        # The scheduler answers a key it knows with the result it has; another call must never be given that.
+        self.token = uuid.uuid4().hex[:8]
+
+    def send(self) -> Any:
+        """The parcel as a future; sent anew for every try alone, since whoever held it may just have died."""
+        for left in reversed(range(SENDINGS)):
+            try:
+                # A list of one, since scatter takes collections apart; hashing a large network costs more than its one sending.
+                (sent,) = self.client.scatter([self.parcel], broadcast=True, hash=False)
+                return sent
+            except OSError:  # a worker whose death the scheduler has not yet noticed: no fault of the unit
+                if not left:
+                    raise
+                time.sleep(1)
+
+    def run(self, units: Sequence[Unit], done: Callable[[Unit, str], None], tries: int) -> list[Failure]:
+        """Run units together; those that failed, with what they raised."""
+        from distributed import as_completed
+        from distributed.client import CancelledError
+
+        try:
+            shared = self.send()
+        except OSError as error:
+            return [Failure(unit, error, tries) for unit in units]
+        dtype, pending = torch.get_default_dtype(), {}
+        for unit in units:
+            key = f"{unit.key}-{self.token}-{tries}"
+            pending[self.client.submit(run_packed, shared, unit, dtype, key=key, pure=False)] = unit
+        failures = []
+        try:
+            for future in as_completed(list(pending), loop=self.client.loop):
+                unit = pending.pop(future)
+                try:
+                    text = future.result()
+                except RiskError:
+                    raise
+                except (Exception, CancelledError) as error:
+                    failures.append(Failure(unit, error, tries))
+                else:
+                    done(unit, text)
+        finally:
+            self.client.cancel(list(pending))  # empty, unless something stopped the loop
+        return failures
+
+
+@contextmanager
+def _client(engine: Any) -> Iterator[Any]:
+    """The user's Client as it is, or one of our own to an address, closed afterwards."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise RiskError("engine= needs dask: pip install 'ppl-risk[cluster]'.") from error
+    if isinstance(engine, Client):
+        yield engine
+        return
+    if not isinstance(engine, str):
+        raise RiskError(
+            f"engine must be None, a dask.distributed.Client or an address such as 'tcp://127.0.0.1:8786', got "
+            f"{type(engine).__name__}."
+        )
+    try:
+        client = Client(engine, timeout=CONNECT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise RiskError(
+            f"No scheduler answers at {engine} ({type(error).__name__}: {error}). Start one with `dask scheduler` and workers with "
+            "`dask worker ADDRESS --nthreads 1`, or leave engine out."
+        ) from error
+    with client:
+        yield client
+
+
+def _workers_come(client: Any) -> bool:
+    """Wait for a first worker; whether one came (a scheduler that is gone has none)."""
+    try:
+        client.wait_for_workers(1, timeout=WORKERS)
+    except OSError:  # TimeoutError is one
+        return False
+    return True
+
+
+def _versions() -> tuple[str, str]:
+    return torch.__version__.split("+")[0], version("ppl-risk")
+
+
+def _same_versions(client: Any) -> None:
+    """Another torch gives other bits, another ppl_risk perhaps another method."""
+    for worker, found in client.run(_versions, on_error="return").items():
+        if isinstance(found, ImportError):
+            raise RiskError(
+                f"Worker {worker} cannot import ppl_risk ({found}). Give workers the environment you run in."
+            )
+        if not isinstance(found, Exception) and found != _versions():
+            raise RiskError(
+                f"Worker {worker} has torch and ppl_risk {' and '.join(found)}, here they are {' and '.join(_versions())}: results "
+                "would not be the same. Give workers the environment you run in."
+            )
