@@ -1,29 +1,33 @@
-r"""Transport maps: x = T(u) with u ~ N(0, I), for every input law where such a map is known in closed form.
+r"""Transport maps: x = T(u) with u ~ N(0, I), for every input law where such a map is known.
 
 In the normal space every law looks alike: preconditioned moves, guides and importance weights need only N(0, I).
 For a Gaussian law T is affine; for independent coordinates T is the quantile function of the law at Phi(u)
-(Rosenblatt 1952, doi:10.1214/aoms/1177729394); transformed laws compose.
+(Rosenblatt 1952, doi:10.1214/aoms/1177729394); transformed laws compose. This file is the machinery; the laws are in
+`continuous` and `quantiles`, `discrete`, `mixtures`, `hierarchical`, `empirical` and `product`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import singledispatch
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributions as td
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
 from ppl_risk.errors import NoTransportError
+from ppl_risk.inputs.tails import ndtr
 
 
 @dataclass(frozen=True)
 class Transport:
     """The map u -> x, (..., dimension) -> (..., *event_shape), that turns N(0, I) into the input law.
+
+    `discrete` marks, (dimension,), the normals that act through a step function only, as those behind a Bernoulli or behind
+    the choice of a mixture's component: the gradient of x there is 0 nearly everywhere. None: no normal does.
 
     Example:
         >>> T = transport_of(torch.distributions.MultivariateNormal(torch.zeros(3), torch.eye(3)))
@@ -34,43 +38,67 @@ class Transport:
     dimension: int
     event_shape: torch.Size
     map: Callable[[Tensor], Tensor]
+    discrete: Bool[Tensor, " d"] | None = field(default=None, compare=False)
 
-    def __call__(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, ...]:
+    def __call__(self, u: Float[Tensor, "*batch d"]) -> Shaped[Tensor, ...]:
         """Push standard normal rows through the map."""
         return self.map(u)
+
+
+class Part(NamedTuple):
+    """The map of one law, possibly of a batch of them: u (..., *batch_shape, *normals) -> x (..., *batch_shape, *event_shape).
+
+    `normals` is the shape of the standard normals behind one element of the batch; `discrete`, of that shape, marks those that
+    act through a step function (None: none).
+    """
+
+    normals: torch.Size
+    map: Callable[[Tensor], Tensor]
+    discrete: Tensor | None = None
+
+    def marks(self) -> Bool[Tensor, ...]:
+        """`discrete` as a tensor."""
+        return torch.zeros(self.normals, dtype=torch.bool) if self.discrete is None else self.discrete
 
 
 def transport_of(law: td.Distribution) -> Transport:
     """The transport of an input law with batch_shape ().
 
     Raises:
-        NoTransportError: no closed-form map is known for the law.
+        NoTransportError: no map is known for the law.
+
+    Example:
+        >>> transport_of(torch.distributions.Gamma(2.0, 1.0)).dimension
+        1
     """
-    inner, shape = _map_of(law), _normals_of(law)
-    return Transport(shape.numel(), law.event_shape, lambda u: inner(u.reshape(*u.shape[:-1], *shape)))
-
-
-def _normals_of(law: td.Distribution) -> torch.Size:
-    """Shape of the standard normals behind a law: its own, but for a transform that changes shapes, that of its base."""
-    if isinstance(law, td.TransformedDistribution | td.Independent):
-        return _normals_of(law.base_dist)
-    return law.batch_shape + law.event_shape
+    part = part_of(law)
+    shape = law.batch_shape + part.normals
+    marks = None if part.discrete is None or not part.discrete.any() else part.discrete.expand(shape).reshape(-1)
+    return Transport(shape.numel(), law.event_shape, lambda u: part.map(u.reshape(u.shape[:-1] + shape)), marks)
 
 
 @singledispatch
-def _map_of(law: td.Distribution) -> Callable[[Tensor], Tensor]:
-    """The map u (..., *shape of the normals) -> x (..., *batch_shape, *event_shape)."""
+def part_of(law: td.Distribution) -> Part:
+    """The map of a law with any batch shape; register a law's own here.
+
+    Raises:
+        NoTransportError: no map is known for the law.
+
+    Example:
+        >>> part_of(torch.distributions.Normal(torch.zeros(3), 1.0)).normals
+        torch.Size([])
+    """
     if law.event_shape == torch.Size() and _has_icdf(law):
-        return lambda u: law.icdf(_phi(u))
+        return Part(law.event_shape, lambda u: law.icdf(_phi(u)))
     # Pyro wraps some laws in its own subclass of another name; those with a base law are unwrapped here.
     base = getattr(law, "base_dist", None)
     if isinstance(base, td.Distribution) and type(law).__name__ in {"ExpandedDistribution", "MaskedDistribution"}:
-        return _map_of(base)
+        return part_of(base)
     raise NoTransportError(
         f"No transport from standard normals is known for an input law of type {type(law).__name__} "
         f"(event shape {tuple(law.event_shape)}). Plain Monte Carlo works with it: ppl_risk.monte_carlo(problem). "
-        "For guides and SMC write the law as a TransformedDistribution of a Normal, or as independent coordinates "
-        "with a quantile function (icdf)."
+        "For guides and SMC write the law as a TransformedDistribution of a Normal, as independent coordinates with a "
+        "quantile function (icdf), or as a program of simpler laws: ppl_risk.inputs.PyroModel."
     )
 
 
@@ -82,64 +110,42 @@ def _has_icdf(law: td.Distribution) -> bool:
     return True
 
 
-def _ndtr(u: Tensor) -> Tensor:
-    """Phi(u); torch's own ndtr is 0 below -8.3, its logarithm is not."""
-    return torch.special.log_ndtr(u).exp()
-
-
 def _phi(u: Tensor) -> Tensor:
     """Phi(u), kept inside (0, 1) so that a quantile function never returns an infinity."""
     tiny = torch.finfo(u.dtype).eps / 2
-    return _ndtr(u).clamp(tiny, 1 - tiny)
+    return ndtr(u).clamp(tiny, 1 - tiny)
 
 
-@_map_of.register
-def _(law: td.Normal) -> Callable[[Tensor], Tensor]:
-    return lambda u: law.loc + law.scale * u
+@part_of.register
+def _(law: td.Normal) -> Part:
+    return Part(law.event_shape, lambda u: law.loc + law.scale * u)
 
 
-@_map_of.register
-def _(law: td.Independent) -> Callable[[Tensor], Tensor]:
-    return _map_of(law.base_dist)
+@part_of.register
+def _(law: td.Independent) -> Part:
+    base = part_of(law.base_dist)
+    own = law.base_dist.batch_shape[len(law.batch_shape) :] + base.normals
+    return Part(own, base.map, None if base.discrete is None else base.discrete.expand(own))
 
 
-@_map_of.register(td.MultivariateNormal)
-@_map_of.register(td.LowRankMultivariateNormal)
-def _(law: td.MultivariateNormal | td.LowRankMultivariateNormal) -> Callable[[Tensor], Tensor]:
+@part_of.register(td.MultivariateNormal)
+@part_of.register(td.LowRankMultivariateNormal)
+def _(law: td.MultivariateNormal | td.LowRankMultivariateNormal) -> Part:
     tril = law.scale_tril
     if tril.dim() == 2:
-        return lambda u: law.loc + u @ tril.mT
-    return lambda u: law.loc + (tril @ u.unsqueeze(-1)).squeeze(-1)  # one matrix for each of several vectors
+        return Part(law.event_shape, lambda u: law.loc + u @ tril.mT)
+    # One matrix for each of several vectors.
+    return Part(law.event_shape, lambda u: law.loc + (tril @ u.unsqueeze(-1)).squeeze(-1))
 
 
-@_map_of.register
-def _(law: td.TransformedDistribution) -> Callable[[Tensor], Tensor]:
-    base = _map_of(law.base_dist)
+@part_of.register
+def _(law: td.TransformedDistribution) -> Part:
+    base = part_of(law.base_dist)
 
     def push(u: Tensor) -> Tensor:
-        x: Any = base(u)
+        x: Any = base.map(u)
         for transform in law.transforms:
             x = transform(x)
         return x
 
-    return push
-
-
-@_map_of.register
-def _(law: td.Laplace) -> Callable[[Tensor], Tensor]:
-    # By the smaller tail, in log space: the quantile at Phi(u) would saturate at |u| = 5 in float32.
-    def push(u: Tensor) -> Tensor:
-        tail = torch.special.log_ndtr(-u.abs()) + math.log(2.0)
-        return law.loc - law.scale * u.sign() * tail
-
-    return push
-
-
-@_map_of.register
-def _(law: td.Exponential) -> Callable[[Tensor], Tensor]:
-    return lambda u: -torch.special.log_ndtr(-u) / law.rate
-
-
-@_map_of.register
-def _(law: td.Uniform) -> Callable[[Tensor], Tensor]:
-    return lambda u: law.low + (law.high - law.low) * _ndtr(u)
+    return base._replace(map=push)
