@@ -128,6 +128,8 @@ def _extended(
         anchors, normals = torch.cat([anchors, new]), torch.cat([normals, new_normals])
     else:
         anchors = torch.cat([anchors, drawn[chosen]])
+    of_anchors = torch.cat([evidence.trust, evidence.trust.new_ones(len(anchors) - len(evidence.anchors))])
     trust = 1.0 if ess > PLENTY else ess / (ess + len(scout.hits) / 4)
     hits, weight = torch.cat([drawn, scout.hits]), torch.cat([trust * weight, (1 - trust) * scout.weight])
-    return Evidence(hits[weight > 0], weight[weight > 0], anchors, normals, seen, outcome)
+    independence = trust + (1 - trust) * scout.independence
+    return Evidence(hits[weight > 0], weight[weight > 0], anchors, normals, seen, outcome, of_anchors, independence)

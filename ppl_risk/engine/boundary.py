@@ -19,7 +19,7 @@ from torch import Tensor
 from ppl_risk.importance.gated import REACH, Gate
 
 #: Roughness is kept within these; a boundary rougher than the second is not one.
-SMOOTHEST, ROUGHEST = 0.02, 3.0
+SMOOTHEST, ROUGHEST = 0.03, 3.0
 #: Outcomes of either kind below which there is nothing to regress on.
 FEWEST = 10
 #: Points this far below the lowest catastrophes say nothing about the boundary.
@@ -39,11 +39,12 @@ def fit_boundary(
     if int(hit.sum()) < FEWEST:
         return None
     centre = float(height[hit].quantile(0.1))
-    near = height >= centre - BELOW
+    # Far out along v a quadratic is a guess, and points there would bend it.
+    near = (height >= centre - BELOW) & (v.abs() <= REACH).all(-1)
     hit = hit[near]
-    if int((~hit).sum()) < FEWEST:
+    if min(int(hit.sum()), int((~hit).sum())) < FEWEST:
         return None
-    v = v[near].clamp(-REACH, REACH)
+    v = v[near]
     columns = [(height[near] - centre)[:, None], torch.ones_like(height[near])[:, None], v, v.square()]
     if bulge is not None:
         columns.append(bulge[near].clamp(-REACH, REACH)[:, None])

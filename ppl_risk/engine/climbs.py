@@ -23,10 +23,12 @@ from ppl_risk.smc.run import combine
 RUNS = 4
 KEEP = 0.25
 #: Steps a particle takes per level, for planning: chains are thinned where they move slowly.
-EFFORT = 1.5
-FEWEST_PARTICLES, MOST_LEVELS = 40, 15
+EFFORT = 1.8
+#: The nearest point alone makes a bent event look likelier or less likely than it is: levels are planned between these.
+FEWEST_LEVELS, MOST_LEVELS = 9.0, 15.0
+FEWEST_PARTICLES = 40
 #: What a run may spend at most, in units of what was planned for it.
-OVERRUN = 1.4
+OVERRUN = 1.45
 #: Levels before the event whose particles are kept, and rows kept of each earlier one.
 LAST, TRAIL = 3, 24
 
@@ -50,7 +52,7 @@ class Climbs(NamedTuple):
 
 def plan(budget: int, log_prob_guess: float) -> dict[str, int]:
     """Particles of each run and the calls it may spend, from the budget of all runs and a guess of log p."""
-    levels = min(MOST_LEVELS, max(2.0, -log_prob_guess / -math.log(KEEP)))
+    levels = min(MOST_LEVELS, max(FEWEST_LEVELS, log_prob_guess / math.log(KEEP)))
     particles = int(max(FEWEST_PARTICLES, budget / RUNS / (1 + EFFORT * levels)))
     return {"particles": particles, "calls": int(OVERRUN * budget / RUNS)}
 
@@ -102,7 +104,7 @@ def prior_error(log_prob: float, particles: int) -> float:
 
     Four runs say little of their own spread, so the observed one is judged beside this.
     """
-    levels = max(1.0, -log_prob / -math.log(KEEP))
+    levels = max(1.0, log_prob / math.log(KEEP))
     return math.sqrt(2 * levels * (1 - KEEP) / (KEEP * particles) / RUNS)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_risk.engine.climbs import Climbs
 from ppl_risk.engine.fitting import Evidence
-from ppl_risk.engine.places import MAX_RANK, gram_distances, separate
+from ppl_risk.engine.places import INDEPENDENT, MAX_RANK, gram_distances, separate
 from ppl_risk.engine.search import Found, nearest_catastrophes, unit_normals
 from ppl_risk.problem import RiskProblem
 
@@ -24,6 +24,8 @@ ANCHORS = 96
 MARGIN_OF_DISTANCE = 2.0
 #: Below this many hits of SMC, points made from the searched ones stand beside them.
 FEW, COPIES = 40, 8
+#: Searched points from which the directions are taken from them alone.
+ENOUGH_FOUND = 8
 
 
 class Pilot(NamedTuple):
@@ -68,10 +70,13 @@ def first_evidence(problem: RiskProblem, pilot: Pilot, climbs: Climbs, found: Fo
     anchors, normals = hits[torch.randperm(len(hits), device=hits.device)[:ANCHORS]], None
     if found.normal is not None:
         anchors, normals = with_normals(problem, anchors)
+    # Directions chosen by SMC's own particles would be those along which these, being few, happen to spread.
+    apart = INDEPENDENT if len(found.u) < ENOUGH_FOUND else 0.0
+    trust = torch.full((len(anchors),), apart, dtype=torch.float64, device=hits.device)
     if len(found.u):
         near = found.u.norm(dim=-1) < found.u.norm(dim=-1).min() + MARGIN_OF_DISTANCE
         normal = None if found.normal is None else found.normal[near]
-        anchors = torch.cat([anchors, found.u[near]])
+        anchors, trust = torch.cat([anchors, found.u[near]]), torch.cat([trust, trust.new_ones(int(near.sum()))])
         normals = None if normals is None or normal is None else torch.cat([normals, normal])
         if len(hits) < FEW:
             made, chance = _typical(found.u[near], normal)
@@ -79,7 +84,8 @@ def first_evidence(problem: RiskProblem, pilot: Pilot, climbs: Climbs, found: Fo
     if not len(anchors):
         return None
     seen = torch.cat([pilot.u, climbs.seen])
-    return Evidence(hits, weight / weight.sum(), anchors, normals, seen, torch.cat([pilot.margin >= 0, climbs.hit]))
+    outcome = torch.cat([pilot.margin >= 0, climbs.hit])
+    return Evidence(hits, weight / weight.sum(), anchors, normals, seen, outcome, trust, INDEPENDENT)
 
 
 def with_normals(problem: RiskProblem, u: Float[Tensor, "n d"]) -> tuple[Float[Tensor, "m d"], Float[Tensor, "m d"]]:

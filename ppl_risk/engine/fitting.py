@@ -24,9 +24,9 @@ from ppl_risk.importance.shares import best_shares
 
 #: Smallest shares: of the prior, of the normal and the ring over all, of all wide gates together.
 DEFENSIVE, OVERALL, WIDE = 0.05, 0.01, 0.05
-SMALLEST_SCALE = 0.1
+SMALLEST_SCALE, LARGEST_SCALE = 0.1, 2.5
 #: Observations of the prior that are mixed into every covariance.
-PSEUDO = 8.0
+PSEUDO = 3.0
 #: A ring needs this many dimensions to run round.
 RING_DIMENSIONS = 8
 
@@ -35,7 +35,8 @@ class Evidence(NamedTuple):
     """What is known of an event.
 
     hits (n, d) with weights (n,), sum 1; anchors (m, d), a few hits with the unit normals of the boundary there (None where
-    the margin has no gradient); seen (k, d), all points near the event, and whether each is a hit.
+    the margin has no gradient); seen (k, d), all points near the event, and whether each is a hit; for how many independent
+    ones each anchor counts (m,), and each hit.
     """
 
     hits: Tensor
@@ -44,6 +45,8 @@ class Evidence(NamedTuple):
     normals: Tensor | None
     seen: Tensor
     hit: Tensor
+    trust: Tensor
+    independence: float
 
 
 def fit_mixture(evidence: Evidence, *, inflate: float, narrow: float) -> Mixture:
@@ -53,9 +56,9 @@ def fit_mixture(evidence: Evidence, *, inflate: float, narrow: float) -> Mixture
         evidence: what is known. inflate: factor on fitted scales. narrow: smallest share of all narrow gates together.
     """
     hits, weight = Points.of(evidence.hits), evidence.weight
-    basis = subspace(evidence.normals, hits.u, weight)
+    basis = subspace(evidence.normals, evidence.trust, hits.u, weight)
     empty = torch.zeros(0, dtype=torch.float64, device=basis.device)
-    overall = _normal(basis, hits, weight, inflate)
+    overall = _normal(basis, hits, weight, inflate, evidence.independence)
     laws: list[Tilted] = [Tilted(basis[:, :0], empty, empty), overall]
     seen = Points.of(evidence.seen)
     if overall.others >= RING_DIMENSIONS and (ring := _ring(overall, seen, evidence.hit)) is not None:
@@ -81,7 +84,7 @@ def fit_mixture(evidence: Evidence, *, inflate: float, narrow: float) -> Mixture
         gated = _gated(
             basis, direction / direction.norm(), evidence.anchors[labels == place],
             Points(hits.u[mine], hits.square[mine]), weight[mine],
-            Points(seen.u[near], seen.square[near]), evidence.hit[near], inflate,
+            Points(seen.u[near], seen.square[near]), evidence.hit[near], inflate, evidence.independence,
         )  # fmt: skip
         gates += [gated, gated.widened(max(3 * gated.gate.roughness, 2 / max(1.0, gated.gate.start)))]
     floor += [narrow / max(1, len(gates) // 2), WIDE / max(1, len(gates) // 2)] * (len(gates) // 2)
@@ -90,10 +93,10 @@ def fit_mixture(evidence: Evidence, *, inflate: float, narrow: float) -> Mixture
     return Mixture(laws, best_shares(tilt, weight, torch.tensor(floor, dtype=torch.float64, device=weight.device)))
 
 
-def _moments(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor, float]:
+def _moments(value: Tensor, weight: Tensor, independence: float) -> tuple[Tensor, Tensor, float]:
     """Weighted mean and covariance, the latter drawn towards the identity; and the effective number of observations."""
     share = weight / weight.sum()
-    effective = float(1 / share.square().sum())
+    effective = independence * float(1 / share.square().sum())
     mean = share @ value
     cov = (share[:, None] * (value - mean)).mT @ (value - mean)
     eye = torch.eye(value.shape[1], dtype=torch.float64, device=value.device)
@@ -105,22 +108,23 @@ def _axes(cov: Tensor, inflate: float) -> tuple[Tensor, Tensor]:
     if cov.shape[0] == 0:
         return cov, cov.diagonal()
     values, vectors = torch.linalg.eigh(cov)
-    return vectors, inflate * values.clamp(min=SMALLEST_SCALE**2).sqrt()
+    values = values.clamp(min=0.0)
+    return vectors, inflate * values.sqrt().clamp(SMALLEST_SCALE, LARGEST_SCALE)
 
 
 def _outside(rest: Tensor, weight: Tensor, others: int, effective: float) -> float:
     """Scale across the subspace, left at 1 unless it is beyond doubt another."""
-    if others == 0 or effective < 4:
+    if others == 0 or effective < 2:
         return 1.0
     square = float((weight @ rest) / weight.sum()) / others
     doubt = 2.5 * math.sqrt(2 / (others * effective))
     return 1.0 if abs(square - 1) <= doubt else math.sqrt(min(max(square, 0.05), 20.0))
 
 
-def _normal(basis: Tensor, hits: Points, weight: Tensor, inflate: float) -> Tilted:
+def _normal(basis: Tensor, hits: Points, weight: Tensor, inflate: float, independence: float) -> Tilted:
     """One normal law over all hits."""
     along = hits.u @ basis
-    mean, cov, effective = _moments(along, weight)
+    mean, cov, effective = _moments(along, weight, independence)
     axes, scale = _axes(cov, inflate)
     rest = (hits.square - along.square().sum(-1)).clamp(min=0.0)
     outside = _outside(rest, weight, basis.shape[0] - basis.shape[1], effective)
@@ -135,7 +139,8 @@ def _ring(overall: Tilted, seen: Points, hit: Tensor) -> Ring | None:
 
 
 def _gated(
-    basis: Tensor, direction: Tensor, anchors: Tensor, hits: Points, weight: Tensor, seen: Points, hit: Tensor, inflate: float
+    basis: Tensor, direction: Tensor, anchors: Tensor, hits: Points, weight: Tensor, seen: Points, hit: Tensor,
+    inflate: float, independence: float,
 ) -> Gated:  # fmt: skip
     """One place: across `direction` the moments of its hits, along it the boundary between its hits and its misses."""
     # The direction lies in the span of the basis but for rounding and normals cut off: one dimension fewer is left.
@@ -143,7 +148,7 @@ def _gated(
     inside = basis - direction[:, None] * (direction @ basis)
     across = torch.linalg.svd(inside, full_matrices=False).U[:, :rank]
     if len(weight) >= 4 and float(weight.sum()) > 0:
-        mean, cov, effective = _moments(hits.u @ across, weight)
+        mean, cov, effective = _moments(hits.u @ across, weight, independence)
         start = float((hits.u @ direction).quantile(0.1))
     else:  # found by the search alone, and nothing is known but where
         mean, cov, effective = (anchors @ across).mean(0), torch.eye(rank).to(basis), 0.0

@@ -21,26 +21,40 @@ SMALLEST_SHARE = 0.003
 #: Normals further apart than this chord (60 degrees) belong to separate places.
 CHORD = 1.0
 MAX_PLACES = 12
+#: Particles of a chain and draws resampled resemble each other: they count for so many of their number.
+INDEPENDENT = 0.25
+#: Factor on the edge of the spectrum of noise, whose largest eigenvalue fluctuates about it.
+SAFETY = 1.3
+#: Share of the normals that the directions kept explain, where so few can.
+EXPLAINED = 0.98
 #: A cut that leaves less than this share of the variance within its two halves parts two places; a normal law leaves 0.36.
 BIMODAL = 0.2
 
 
 def subspace(
-    normals: Float[Tensor, "m d"] | None, hits: Float[Tensor, "n d"], weight: Float[Tensor, " n"]
+    normals: Float[Tensor, "m d"] | None, trust: Float[Tensor, " m"], hits: Float[Tensor, "n d"], weight: Float[Tensor, " n"]
 ) -> Float[Tensor, "d r"]:
-    """Orthonormal directions that a proposal should fit, most important first."""
+    """Orthonormal directions that a proposal should fit, most important first.
+
+    Args:
+        normals: of the boundary, each counting for `trust` independent ones. hits, weight: used where there are no normals.
+    """
     dimension = hits.shape[1]
     if dimension <= MAX_RANK:
         return torch.eye(dimension, dtype=torch.float64, device=hits.device)
     if normals is not None:
         square, rows = _leading(normals)
+        explained = (square / square.sum()).cumsum(0)[:MAX_RANK]
+        if float(explained[-1]) >= EXPLAINED:  # few directions hold all normals: no noise does that
+            return rows[: int((explained < EXPLAINED).sum()) + 1].mT
+        square, rows = _leading(trust.sqrt()[:, None] * normals)
         share = square / square.sum()
         # What is left after the leading ones, were it the same in all directions, would still have a largest eigenvalue.
         left = (1 - share.cumsum(0) + share).clamp(min=0.0) / dimension
-        edge = left * (1 + math.sqrt(dimension / len(normals))) ** 2
+        edge = SAFETY * left * (1 + math.sqrt(dimension / float(trust.sum()))) ** 2
         telling = (share > edge) & (share >= SMALLEST_SHARE)
         return rows[: max(1, min(MAX_RANK, int(telling.long().cumprod(0).sum())))].mT
-    effective = float(1 / weight.square().sum())
+    effective = INDEPENDENT * float(1 / weight.square().sum())
     square, rows = _leading(weight.sqrt()[:, None] * hits)
     edge = (1 + math.sqrt(dimension / effective)) ** 2  # of the spectrum of pure noise (Marchenko and Pastur 1967)
     return rows[: max(1, min(MAX_RANK, int((square > edge).sum())))].mT

@@ -36,7 +36,7 @@ FEWEST_CALLS = 2000
 #: Exploration and adaptation are planned for at most so many calls; what is beyond goes into the number.
 PLANNED = 100_000
 #: Shares of the planned calls.
-PILOT, SEARCH, CLIMBS, BLIND_CLIMBS, ROUND, EXPLORED = 0.03, 0.08, 0.35, 0.45, 0.05, 0.75
+PILOT, SEARCH, CLIMBS, BLIND_CLIMBS, ROUND, EXPLORED = 0.03, 0.08, 0.35, 0.4, 0.05, 0.65
 #: Share of hits among the prior's draws from which counting is as good as anything.
 COMMON = 0.1
 

@@ -22,6 +22,8 @@ from ppl_risk.risk_estimate import LOG10, Status, decades
 
 #: Standard errors between the two routes from which they disagree.
 SIGMAS = 3.5
+#: SMC with few particles loses places on its way up and errs low, far more often than high: below, more is allowed.
+SIGMAS_BELOW = 6.0
 #: A particle whose weight is this many times p lies where the proposal hardly goes; and the share of such that is too many.
 UNCOVERED_WEIGHT, UNCOVERED_SHARE = 100.0, 0.05
 #: Relative error above which a number is within a factor of 2 only by luck.
@@ -58,7 +60,7 @@ def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) 
             f"Neither searches, nor SMC, nor {weights.draws:,} draws around their best points met a catastrophe: it cannot be "
             f"reached under this input law, or max_calls is too small. Only P < {bound} is known, from the prior's draws."
         )
-    if abs(agreement.sigmas) > SIGMAS:
+    if agreement.sigmas > SIGMAS or agreement.sigmas < -SIGMAS_BELOW:
         return Status.ROUTES_DISAGREE, (
             f"SMC alone gives {decades(climbs.log_prob / LOG10)}, {abs(agreement.sigmas):.1f} standard errors away: "
             + ("catastrophes may be missing from the proposal" if agreement.sigmas > 0 else "SMC or the weights went astray")
