@@ -1,8 +1,9 @@
 r"""Rounds of importance sampling that improve the proposal, each refitted to all draws so far.
 
-Draws of all rounds are weighted against the mixture of all rounds' proposals (deterministic mixture weights; Cornuet et al. 2012,
-doi:10.1111/j.1467-9469.2011.00756.x), truncated at sqrt(n) times their mean (Ionides 2008, doi:10.1198/106186008X320456). They serve
-the fit only; the estimate is made from fresh draws of the last proposal and stays unbiased.
+Draws of all rounds are weighted against the mixture of all rounds' proposals (deterministic mixture weights; Cornuet et al.
+2012, doi:10.1111/j.1467-9469.2011.00756.x), truncated at sqrt(n) times their mean (Ionides 2008,
+doi:10.1198/106186008X320456). They serve the fit only; the estimate is made from fresh draws of the last proposal and stays
+unbiased.
 """
 
 from __future__ import annotations
@@ -56,9 +57,7 @@ class _Archive:
         total = sum(n for *_, n in self.rounds)
         parts = []
         for points, margin in zip(self.points, self.margin, strict=True):
-            tilts = [
-                log_tilt(mixture, points, shares) + math.log(n / total) for mixture, shares, n in self.rounds
-            ]
+            tilts = [log_tilt(mixture, points, shares) + math.log(n / total) for mixture, shares, n in self.rounds]
             parts.append(torch.where(margin >= 0, -torch.stack(tilts).logsumexp(0), -torch.inf))
         return torch.cat(parts)
 
@@ -97,7 +96,7 @@ def adapt(
         rounds.append(Round(spread, ess, total, (len(mixture.laws) - 1) // 2))
         idle = idle + 1 if spread > GAIN * best else 0
         best = min(best, spread)
-        if len(rounds) >= 2 and (spread < GOOD or (idle >= PATIENCE and ess > PLENTY)):
+        if len(rounds) >= 2 and (spread < GOOD or (idle >= PATIENCE and ess > PLENTY / 3)):
             break
         evidence = _extended(problem, scout, evidence, archive, log_weight, hit, ess)
         mixture = fit_mixture(
@@ -109,7 +108,13 @@ def adapt(
 
 
 def _extended(
-    problem: RiskProblem, scout: Evidence, evidence: Evidence, archive: _Archive, log_weight: Tensor, hit: Tensor, ess: float
+    problem: RiskProblem,
+    scout: Evidence,
+    evidence: Evidence,
+    archive: _Archive,
+    log_weight: Tensor,
+    hit: Tensor,
+    ess: float,
 ) -> Evidence:
     """Evidence of all rounds; while these are few, beside what exploration found."""
     u = torch.cat([p.u for p in archive.points])

@@ -29,7 +29,10 @@ RIDGE = 0.5
 
 
 def fit_boundary(
-    height: Float[Tensor, " n"], v: Float[Tensor, "n across"], bulge: Float[Tensor, " n"] | None, hit: Bool[Tensor, " n"]
+    height: Float[Tensor, " n"],
+    v: Float[Tensor, "n across"],
+    bulge: Float[Tensor, " n"] | None,
+    hit: Bool[Tensor, " n"],
 ) -> Gate | None:
     """The gate that tells hits from misses, or None where there is too little to learn it from.
 
@@ -82,8 +85,9 @@ def _probit(features: np.ndarray, sign: np.ndarray, precision: np.ndarray) -> np
 def optimal(gate: Gate) -> Gate:
     r"""The gate that a proposal should have where that of the event is rough.
 
-    Among laws of t the least variance is at phi(t) sqrt(Pr[hit | t]) and not at phi(t) Pr[hit | t], under which the weights of early hits
-    have no bound. Phi(z)^{1/2} falls off as a gate sqrt 2 as rough, and equals it at z = 0 when that one starts 0.77 s earlier.
+    Among laws of t the least variance is at phi(t) sqrt(Pr[hit | t]) and not at phi(t) Pr[hit | t], under which the weights of
+    early hits have no bound. Phi(z)^{1/2} falls off like a gate that is sqrt 2 as rough, and equals it at z = 0 when that one
+    starts 0.77 s earlier.
     """
     s = gate.roughness
     return Gate(gate.start - 0.77 * s, math.sqrt(2) * s, gate.linear, gate.square, gate.bulge)

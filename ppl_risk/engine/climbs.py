@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from ppl_risk.errors import CallLimitError
+from ppl_risk.parallel import Unit
 from ppl_risk.problem import RiskProblem
-from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.smc.levels import Run, Tuning, run_levels
 from ppl_risk.smc.moves import State, evaluate
 from ppl_risk.smc.run import combine
@@ -37,7 +37,7 @@ class Climbs(NamedTuple):
     """log p and its standard error over the runs that finished (nan for fewer than two); what all of them saw.
 
     `seen` (n, d) are particles of the last levels and `hit` their outcomes, `final` (m, d) the particles in the event,
-    `trail` some of the particles of all levels. `calls` are those of runs made elsewhere.
+    `trail` some of the particles of all levels.
     """
 
     log_prob: float
@@ -57,11 +57,13 @@ def plan(budget: int, log_prob_guess: float) -> dict[str, int]:
     return {"particles": particles, "calls": int(OVERRUN * budget / RUNS)}
 
 
-def climb(problem: RiskProblem, particles: int, calls: int, seed: int) -> dict[str, Any]:
-    """One run: its log p (nan where it was stopped), the calls it took, and points in the precision of the network."""
+@torch.no_grad()
+def climb(problem: RiskProblem, unit: Unit) -> dict[str, Any]:
+    """One run: its log p (nan where it was stopped), and points in the precision of the network."""
     states: list[State] = []
     run: Run | None = None
-    with seeded(seed, problem.device), torch.no_grad(), problem.metered(calls) as meter:
+    particles = unit.arguments["particles"]
+    with problem.metered(unit.arguments["calls"]):
         try:
             u = torch.randn(particles, problem.transport.dimension, device=problem.device).to(problem.dtype)
             start = evaluate(problem, u, "pcn")
@@ -77,10 +79,8 @@ def climb(problem: RiskProblem, particles: int, calls: int, seed: int) -> dict[s
     margin = torch.cat([empty[:, :0].sum(-1), *(s.margin for s in last)])
     final = states[-1].u[states[-1].margin >= 0] if states else empty
     trail = torch.cat([empty, *(s.u[:: max(1, len(s.u) // TRAIL)] for s in states)])
-    return {
-        "log_prob": math.nan if run is None else run.log_prob, "calls": meter.calls,
-        "seen": seen, "hit": margin >= 0, "final": final, "trail": trail,
-    }  # fmt: skip
+    log_prob = math.nan if run is None else run.log_prob
+    return {"log_prob": log_prob, "seen": seen, "hit": margin >= 0, "final": final, "trail": trail}
 
 
 def gather(results: list[dict[str, Any]], device: torch.device) -> Climbs:
@@ -106,8 +106,3 @@ def prior_error(log_prob: float, particles: int) -> float:
     """
     levels = max(1.0, log_prob / math.log(KEEP))
     return math.sqrt(2 * levels * (1 - KEEP) / (KEEP * particles) / RUNS)
-
-
-def seeds_of(seed: int) -> list[int]:
-    """One seed a run."""
-    return child_seeds(seed, RUNS)

@@ -17,7 +17,7 @@ from ppl_risk.problem import RiskProblem
 #: Searches by gradient, the steps of each, and how many start from the best draws instead of any.
 STARTS, STEPS, BEST_STARTS = 40, 12, 8
 #: Radii of a search along a ray, and how far out it goes.
-RAY_STEP, RAY_END = 0.25, 8.0
+RAY_STEP, RAY_END = 0.5, 8.0
 #: Hits at which the normal of the boundary is asked for.
 ANCHORS = 96
 #: Searched points this much further out than the nearest do not matter: e^{-r^2/2} there is below 1e-4 of its value.
@@ -36,9 +36,13 @@ class Pilot(NamedTuple):
 
 
 def search(problem: RiskProblem, pilot: Pilot, calls: int) -> Found:
-    """Nearest catastrophes by gradients, from the best draws of the pilot and from any."""
+    """Nearest catastrophes by gradients: from the best draws of the pilot, from any, and from any at twice the length.
+
+    Further out other parts of the margin lead than near the middle: a place that few draws point to is found from there.
+    """
     best = pilot.margin.topk(min(BEST_STARTS, len(pilot.u))).indices
-    starts = torch.cat([pilot.u[best], pilot.u[: STARTS - len(best)]])
+    others = pilot.u[: STARTS - len(best)]
+    starts = torch.cat([pilot.u[best], others[::2], 2 * others[1::2]])
     return nearest_catastrophes(problem, starts, steps=STEPS, calls=calls)
 
 

@@ -11,11 +11,12 @@ from torch import Tensor
 from ppl_risk.importance.control import controlled_mean
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.importance.pareto import effective_sample_size, pareto_khat
+from ppl_risk.parallel import Unit, digest
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 
-#: Draws of a chunk at most, and catastrophes kept of each for the posterior.
-CHUNK, KEPT = 20_000, 400
+#: Chunks at least, draws of one at most, and catastrophes kept of each for the posterior.
+CHUNKS, CHUNK, KEPT = 8, 20_000, 200
 
 
 class Weights(NamedTuple):
@@ -31,20 +32,25 @@ class Weights(NamedTuple):
     margin: Tensor
 
 
-def chunk(problem: RiskProblem, mixture: Mixture, draws: int, seed: int) -> dict[str, Any]:
-    """Draws of the proposal: margins, tilts of every component, and some of the catastrophes with their weights."""
-    with seeded(seed, problem.device), torch.no_grad(), problem.metered() as meter:
-        drawn = mixture.sample(draws)
-        margin = problem.margin_of_normal(drawn.points.u.to(problem.dtype))
-        tilts = mixture.log_tilts(drawn.points)
-        log_weight = torch.where(margin >= 0, -(tilts + drawn.shares.log()).logsumexp(-1), -torch.inf)
-        hits = int(torch.isfinite(log_weight).sum())
-        chosen = torch.multinomial(log_weight.softmax(0), KEPT, replacement=True) if hits else torch.zeros(0).long()
-        kept = drawn.points.u[chosen.to(log_weight.device)].to(problem.dtype)
-        mass = float(log_weight.logsumexp(0))
-    return {
-        "margin": margin.double(), "tilts": tilts, "stratum": drawn.stratum, "kept": kept, "mass": mass, "calls": meter.calls,
-    }  # fmt: skip
+@torch.no_grad()
+def chunk(shared: tuple[RiskProblem, Mixture], unit: Unit) -> dict[str, Any]:
+    """Draws of the proposal: margins, tilts of every component, and some of the catastrophes in proportion to their weights."""
+    problem, mixture = shared
+    drawn = mixture.sample(unit.arguments["draws"])
+    margin = problem.margin_of_normal(drawn.points.u.to(problem.dtype))
+    tilts = mixture.log_tilts(drawn.points)
+    log_weight = torch.where(margin >= 0, -(tilts + drawn.shares.log()).logsumexp(-1), -torch.inf)
+    mass = float(log_weight.logsumexp(0))
+    chosen = torch.multinomial(log_weight.softmax(0), KEPT, replacement=True) if math.isfinite(mass) else []
+    kept = drawn.points.u[chosen].to(problem.dtype)
+    return {"margin": margin.double(), "tilts": tilts, "stratum": drawn.stratum, "kept": kept, "mass": mass}
+
+
+def name_of(mixture: Mixture) -> str:
+    """Names a mixture by seeded draws and their densities: part of a unit's key."""
+    with seeded(0, mixture.shares.device):
+        drawn = mixture.sample(64)
+    return digest([{"u": drawn.points.u, "tilts": mixture.log_tilts(drawn.points)}])
 
 
 def weigh(results: list[dict[str, Any]], components: int) -> Weights:

@@ -1,4 +1,4 @@
-r"""From what is known of an event to a proposal: the prior, a normal and a ring over all of it, a narrow and a wide gate for each place.
+r"""From what is known of an event to a proposal: the prior, a normal and a ring over all, two gates for each place.
 
 Means and covariances are the weighted moments of the hits along the few directions of `places.subspace`, drawn towards the prior
 by a few pseudo-observations; boundaries are those of `boundary.fit_boundary`; shares are those of least variance, above
@@ -11,7 +11,6 @@ import math
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
 from scipy.spatial import cKDTree
 from torch import Tensor
 
@@ -86,6 +85,8 @@ def fit_mixture(evidence: Evidence, *, inflate: float, narrow: float) -> Mixture
             Points(hits.u[mine], hits.square[mine]), weight[mine],
             Points(seen.u[near], seen.square[near]), evidence.hit[near], inflate, evidence.independence,
         )  # fmt: skip
+        if gated.gate.start <= 0 and len(gates):  # it points away from the event: odd normals at a few hits
+            continue
         gates += [gated, gated.widened(max(3 * gated.gate.roughness, 2 / max(1.0, gated.gate.start)))]
     floor += [narrow / max(1, len(gates) // 2), WIDE / max(1, len(gates) // 2)] * (len(gates) // 2)
     laws += gates
@@ -103,12 +104,14 @@ def _moments(value: Tensor, weight: Tensor, independence: float) -> tuple[Tensor
     return mean, (effective * cov + PSEUDO * eye) / (effective + PSEUDO), effective
 
 
-def _axes(cov: Tensor, inflate: float) -> tuple[Tensor, Tensor]:
-    """Principal axes and scales."""
+def _axes(cov: Tensor, effective: float, inflate: float) -> tuple[Tensor, Tensor]:
+    """Principal axes and scales; where a variance could be that of the prior but for noise, it is taken to be."""
     if cov.shape[0] == 0:
         return cov, cov.diagonal()
     values, vectors = torch.linalg.eigh(cov)
-    values = values.clamp(min=0.0)
+    noise = math.sqrt(cov.shape[0] / max(effective, 1.0))
+    likely = (values.sqrt() - 1).abs() <= noise / (1 + noise)
+    values = torch.where(likely, 1.0, values.clamp(min=0.0))
     return vectors, inflate * values.sqrt().clamp(SMALLEST_SCALE, LARGEST_SCALE)
 
 
@@ -125,7 +128,7 @@ def _normal(basis: Tensor, hits: Points, weight: Tensor, inflate: float, indepen
     """One normal law over all hits."""
     along = hits.u @ basis
     mean, cov, effective = _moments(along, weight, independence)
-    axes, scale = _axes(cov, inflate)
+    axes, scale = _axes(cov, effective, inflate)
     rest = (hits.square - along.square().sum(-1)).clamp(min=0.0)
     outside = _outside(rest, weight, basis.shape[0] - basis.shape[1], effective)
     return Tilted(basis @ axes, axes.mT @ mean, scale, outside)
@@ -153,7 +156,7 @@ def _gated(
     else:  # found by the search alone, and nothing is known but where
         mean, cov, effective = (anchors @ across).mean(0), torch.eye(rank).to(basis), 0.0
         start = float((anchors @ direction).min())
-    axes, scale = _axes(cov, inflate)
+    axes, scale = _axes(cov, effective, inflate)
     across, mean = across @ axes, axes.mT @ mean
     law = Gated(
         torch.cat([direction[:, None], across], 1), torch.cat([mean.new_zeros(1), mean]), torch.cat([scale.new_ones(1), scale]),

@@ -32,7 +32,10 @@ BIMODAL = 0.2
 
 
 def subspace(
-    normals: Float[Tensor, "m d"] | None, trust: Float[Tensor, " m"], hits: Float[Tensor, "n d"], weight: Float[Tensor, " n"]
+    normals: Float[Tensor, "m d"] | None,
+    trust: Float[Tensor, " m"],
+    hits: Float[Tensor, "n d"],
+    weight: Float[Tensor, " n"],
 ) -> Float[Tensor, "d r"]:
     """Orthonormal directions that a proposal should fit, most important first.
 
@@ -107,7 +110,7 @@ def _two_heaps(points: np.ndarray) -> np.ndarray | None:
         left = squares - sums**2 / count
         right = (np.sum(order**2) - squares) - (np.sum(order) - sums) ** 2 / (len(order) - count)
         ratio = (left + right) / max(1e-300, len(order) * order.var())
-        ratio[: 3] = ratio[-3:] = 1.0
+        ratio[:3] = ratio[-3:] = 1.0
         if ratio.min() < best:
             best, at = ratio.min(), int(ratio.argmin())
             cut = column > (order[at] + order[at + 1]) / 2

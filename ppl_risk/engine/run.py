@@ -1,7 +1,8 @@
 r"""One call from a problem to a probability that is right or says that it is not.
 
 1. Preflight, and a few draws of the prior; where these hit often, counting goes on and that is all.
-2. Searches along gradients (rays where there are none) find places; four SMC runs climb to the event on their own: the second route.
+2. Searches along gradients (rays where there are none) find places; four SMC runs climb to the event on their own: this is the
+   second route.
 3. A mixture is fitted to what was found: the prior, a normal and a ring over all, gated normals for each place; rounds of
    importance sampling refit it until its weights are even.
 4. Fresh draws of the last mixture, with its components as control variates, give the number. It must agree with SMC's.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,15 @@ from ppl_risk.crude_monte_carlo import counted
 from ppl_risk.engine import climbs as second
 from ppl_risk.engine.adapt import Round, adapt, log_tilt
 from ppl_risk.engine.explore import Pilot, first_evidence, search, search_rays
-from ppl_risk.engine.final import CHUNK, Weights, chunk, posterior_rows, weigh
+from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, name_of, posterior_rows, weigh
 from ppl_risk.engine.verdict import compare_routes, verdict
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
+from ppl_risk.identity import fingerprint
 from ppl_risk.importance.gated import Points
+from ppl_risk.importance.mixture import Mixture
+from ppl_risk.importance.sampling import SMALLEST_ESS
+from ppl_risk.parallel import chunks, plan_units, run_units
+from ppl_risk.parallel.plan import unmetered
 from ppl_risk.posterior import posterior_of, to_chains
 from ppl_risk.preflight import PREFLIGHT_CALLS, require_sound
 from ppl_risk.problem import Meter, RiskProblem
@@ -33,6 +40,8 @@ from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson,
 from ppl_risk.smc.run import has_gradient
 
 FEWEST_CALLS = 2000
+#: Calls that a fingerprint takes, and chunks between two looks at `target_cv`.
+FINGERPRINT_CALLS, WAVE = 16, 2
 #: Exploration and adaptation are planned for at most so many calls; what is beyond goes into the number.
 PLANNED = 100_000
 #: Shares of the planned calls.
@@ -47,6 +56,8 @@ def estimate(
     max_calls: int = 20_000,
     target_cv: float | None = None,
     posterior_draws: int = 200,
+    engine: Any = None,
+    folder: str | Path | None = None,
     seed: int = 0,
     progress: bool = True,
 ) -> RiskEstimate:
@@ -56,7 +67,9 @@ def estimate(
         problem: the problem.
         max_calls: forward and gradient calls together, preflight and posterior included; never exceeded.
         target_cv: relative standard error at which to stop earlier; None spends all calls.
-        posterior_draws: rows given catastrophe, at most a fiftieth of the calls. seed: reproduces. progress: show a bar.
+        posterior_draws: rows given catastrophe, at most a fiftieth of the calls.
+        engine: None, or a dask client or scheduler address that runs the SMC runs and the chunks of draws, with the same answer.
+        folder: where finished runs and chunks are kept, to go on from. seed: reproduces. progress: show a bar.
 
     Raises:
         PreflightError: the problem is not sound, or a margin is NaN. NoTransportError: no map from standard normals.
@@ -68,7 +81,9 @@ def estimate(
         'OK'
     """
     if max_calls < FEWEST_CALLS:
-        raise RiskError(f"max_calls must be at least {FEWEST_CALLS}, got {max_calls}. For fewer there is ppl_risk.monte_carlo.")
+        raise RiskError(
+            f"max_calls must be at least {FEWEST_CALLS}, got {max_calls}. For fewer there is ppl_risk.monte_carlo."
+        )
     if target_cv is not None and not target_cv > 0:
         raise RiskError(f"target_cv is a relative standard error and must be positive, got {target_cv}.")
     started = time.perf_counter()
@@ -76,7 +91,10 @@ def estimate(
     bar = tqdm(total=max_calls, disable=not progress, desc="estimate", unit="call", unit_scale=True)
     with problem.metered(max_calls) as meter, torch.no_grad(), bar:
         meter.forward_calls += PREFLIGHT_CALLS
-        fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed).run()
+        if engine is not None or folder is not None:
+            meter.forward_calls += FINGERPRINT_CALLS
+        units = {"engine": engine, "folder": folder, "progress": False}
+        fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units).run()
     return RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         settings={"max_calls": max_calls, "target_cv": target_cv},
@@ -87,9 +105,12 @@ class _Engine:
     """The state of one call of `estimate`."""
 
     def __init__(
-        self, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int
-    ) -> None:
-        self.problem, self.meter, self.bar = problem, meter, bar
+        self, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int,
+        units: dict[str, Any],
+    ) -> None:  # fmt: skip
+        self.problem, self.meter, self.bar, self.units = problem, meter, bar, units
+        # A key is read only where results outlive this call.
+        self.identity = "" if units["engine"] is None and units["folder"] is None else fingerprint(unmetered(problem))
         self.max_calls, self.target_cv = max_calls, target_cv
         self.rows = min(rows, max_calls // 50)
         self.planned = min(max_calls, PLANNED)
@@ -110,9 +131,12 @@ class _Engine:
             smooth = has_gradient(problem)
             found = search(problem, pilot, int(SEARCH * self.planned)) if smooth else None
         self.say("SMC")
-        guess = -10.0 if found is None or not len(found.u) else float(torch.special.log_ndtr(-found.u.norm(dim=-1).min()))
+        guess = (
+            -10.0 if found is None or not len(found.u) else float(torch.special.log_ndtr(-found.u.norm(dim=-1).min()))
+        )
         plan = second.plan(int((CLIMBS if smooth else BLIND_CLIMBS) * self.planned), guess)
-        climbs = second.gather([second.climb(problem, seed=s, **plan) for s in second.seeds_of(self.seeds[1])], device)
+        runs = plan_units(self.identity, "engine-SMC", [plan] * second.RUNS, seed=self.seeds[1])
+        climbs = second.gather(run_units(runs, second.climb, problem, **self.units), device)
         self.say("fitting")
         with seeded(self.seeds[2], device):
             if found is None:
@@ -172,21 +196,22 @@ class _Engine:
         posterior = posterior_of(self.problem, x) if len(x) >= 4 else {}
         return {"method": "plain Monte Carlo (the event is common)", "posterior": posterior, **counted(hits, draws)}
 
-    def draw(self, mixture: Any) -> tuple[list[dict[str, Any]], Weights]:
+    def draw(self, mixture: Mixture) -> tuple[list[dict[str, Any]], Weights]:
         """Chunks of the last proposal until the target or the calls are reached."""
         left = self.meter.left - self.rows
-        size = min(CHUNK, max(200, left // 8 if self.target_cv else left))
-        sizes = [size] * (left // size) + ([left % size] if left % size >= 50 else [])
+        sizes = chunks(left, min(CHUNK, -(-left // CHUNKS)))
+        named = {} if not self.identity else {"mixture": name_of(mixture)}
+        plan = plan_units(self.identity, "engine-draws", [{"draws": n} | named for n in sizes], seed=self.seeds[3])
+        # Waves are as large on one worker as on many: when to stop must not depend on who works.
+        wave = WAVE if self.target_cv is not None else len(plan)
         results: list[dict[str, Any]] = []
-        weights = None
-        for number, seed in zip(sizes, child_seeds(self.seeds[3], len(sizes)), strict=True):
-            results.append(chunk(self.problem, mixture, number, seed))
+        while len(results) < len(plan):
+            results += run_units(plan[len(results) : len(results) + wave], chunk, (self.problem, mixture), **self.units)
+            weights = weigh(results, len(mixture.laws))
             self.say("drawing")
-            if self.target_cv is not None:
-                weights = weigh(results, len(mixture.laws))
-                if weights.std_error <= self.target_cv and weights.ess > 1 / self.target_cv**2 / 10:
-                    break
-        return results, weigh(results, len(mixture.laws))
+            if self.target_cv is not None and weights.std_error <= self.target_cv and weights.ess > SMALLEST_ESS:
+                break
+        return results, weights
 
     def nothing(self, pilot: Pilot, climbs: second.Climbs) -> dict[str, Any]:
         """Neither route met the event."""

@@ -1,7 +1,7 @@
 r"""What two independent routes allow one to say.
 
-Importance sampling is unbiased and cannot see a place that no component covers; SMC is rougher and needs no proposal. They must agree,
-and what SMC reached must be covered by the proposal: otherwise places may be missing and the number is refused.
+Importance sampling is unbiased and cannot see a place that no component covers; SMC is rougher and needs no proposal. They must
+agree, and what SMC reached must be covered by the proposal: otherwise places may be missing and the number is refused.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from ppl_risk.risk_estimate import LOG10, Status, decades
 SIGMAS = 3.5
 #: SMC with few particles loses places on its way up and errs low, far more often than high: below, more is allowed.
 SIGMAS_BELOW = 6.0
-#: A particle whose weight is this many times p lies where the proposal hardly goes; and the share of such that is too many.
-UNCOVERED_WEIGHT, UNCOVERED_SHARE = 100.0, 0.05
+#: A particle whose weight is this many times what is to be expected, p (1 + CV^2), lies where the proposal hardly goes; and the
+#: share of such that is too many.
+UNCOVERED_WEIGHT, UNCOVERED_SHARE = 30.0, 0.05
 #: Relative error above which a number is within a factor of 2 only by luck.
 LARGEST_ERROR = 0.3
 
@@ -40,7 +41,9 @@ class Agreement(NamedTuple):
 
 def compare_routes(weights: Weights, climbs: Climbs, particles: int, log_weight: Float[Tensor, " final"]) -> Agreement:
     """Args: `log_weight` is that of SMC's particles in the event under the last proposal."""
-    uncovered = float((log_weight - weights.log_prob > math.log(UNCOVERED_WEIGHT)).double().mean()) if len(log_weight) else 0.0
+    # Under the law given catastrophe the mean weight is p (1 + CV^2) = p n / ess.
+    expected = weights.log_prob + math.log(UNCOVERED_WEIGHT * weights.draws / max(weights.ess, 1.0))
+    uncovered = float((log_weight > expected).double().mean()) if len(log_weight) else 0.0
     if climbs.finished < 2 or not math.isfinite(climbs.log_prob) or not math.isfinite(weights.log_prob):
         return Agreement(math.nan, math.nan, uncovered)
     expected = prior_error(weights.log_prob, particles)
@@ -63,7 +66,11 @@ def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) 
     if agreement.sigmas > SIGMAS or agreement.sigmas < -SIGMAS_BELOW:
         return Status.ROUTES_DISAGREE, (
             f"SMC alone gives {decades(climbs.log_prob / LOG10)}, {abs(agreement.sigmas):.1f} standard errors away: "
-            + ("catastrophes may be missing from the proposal" if agreement.sigmas > 0 else "SMC or the weights went astray")
+            + (
+                "catastrophes may be missing from the proposal"
+                if agreement.sigmas > 0
+                else "SMC or the weights went astray"
+            )
             + ". Raise max_calls, or look at ppl_risk.run_smc with more particles."
         )
     if agreement.uncovered > UNCOVERED_SHARE:

@@ -1,7 +1,7 @@
 r"""Laws of u that differ from N(0, I) along few directions only, and gates that start them at the boundary of the event.
 
-A law is given by its tilt, log q(u) - log N(u; 0, I), a function of the coordinates along the columns of S (d, r) and of the squared
-length of the rest; so the weights neither degenerate nor lose digits as d grows.
+A law is given by its tilt, log q(u) - log N(u; 0, I), a function of the coordinates along the columns of S (d, r) and of the
+squared length of the rest; so the weights neither degenerate nor lose digits as d grows.
 
 `Tilted`: u = S y + rest, y ~ N(mean, diag scale^2), rest ~ N(0, outside^2).
 

@@ -1,4 +1,4 @@
-"""A mixture of tilted laws as a proposal, sampled in proportion: each component gives its share of the draws, not a random number."""
+"""A mixture of tilted laws as a proposal, sampled in proportion: each component gives its share of the draws, not more or less."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ p E_pi[phi(u) / sum_k a_k q_k(u)]: convex in a (He and Owen 2014, arXiv 1411.395
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
