@@ -13,7 +13,7 @@ from benchmarks.results import write_section
 
 STUDIES = (
     "linear_gaussian", "consistency_checks", "excluded_catastrophe", "digits", "particles", "selection_curve",
-    "selection_depth", "selection_cost", "joint_law",
+    "selection_depth", "selection_cost", "joint_law", "rare_events", "moves",
 )  # fmt: skip
 
 
