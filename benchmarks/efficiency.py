@@ -73,7 +73,8 @@ def score(
         calls: one a run; a gradient of a row is one call more.
         intervals: 95 % intervals for log p, nats; None or nan where a run gave none.
         std_errors: reported standard errors of log p; nan where a run gave none.
-        slack: added to an interval on both sides, nats: margins are in single precision, so no truth is sharper than that.
+        slack: added to an interval on both sides, nats, and the smallest error that counts: margins are in single precision, so no
+            truth is sharper than that, and an exact answer is worth as much as one within it.
 
     Example:
         >>> found = score([math.log(1e-3), math.log(3e-3)], math.log(2e-3), [100, 100])
@@ -90,7 +91,7 @@ def score(
     known = [pair for pair in intervals or () if pair is not None and not any(map(math.isnan, pair))]
     errors = [e for e in std_errors or () if math.isfinite(e)]
     mean_calls = float(spent.mean())
-    work = square * mean_calls
+    work = max(square, slack**2) * mean_calls
     return Score(
         runs=len(found),
         missing=int(missing.sum()),

@@ -1,6 +1,6 @@
 r"""Markov moves for rare-event SMC in the normal space, compared at equal calls: which to keep in `ppl_risk.smc.moves`.
 
-Two of them are the library's, `pcn` and `gradient`. The other two are defined here and registered only while the study runs:
+Two of them are the library's, `pcn` and `gradient`. The others are defined here and registered only while the study runs:
 
 - `elliptical`: elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0356) with the hard constraint as likelihood:
   u' = u cos t + xi sin t with xi ~ N(0, I), t uniform on the circle, the bracket of t shrunk towards 0 until margin(u') >= level.
@@ -14,10 +14,11 @@ Two of them are the library's, `pcn` and `gradient`. The other two are defined h
       min(1, exp((|u|^2 + |v|^2 - |u'|^2 - |v'|^2) / 2)) 1{margin(u') >= level}
 
   is exact for the hard event. Two calls a Verlet step (margin and gradient); the gradient at u is known from the step before.
+- `langevin`: the same with one Verlet step.
 
-Both are given `run_levels` as every move is, with step sizes tuned on the way. Work-normalised variance: relative MSE of p times
-mean calls / 1000, a run without an answer counting as p = 0; beside it, less at the mercy of single runs, the same with the
-mean square of log p - log(truth) over the runs that answered.
+`run_levels` treats them as it treats its own, tuning step and thinning on the way, and never changes the move within a run.
+Work-normalised variance: relative MSE of p times mean calls / 1000, a run without an answer counting as p = 0; beside it, less
+at the mercy of single runs, the same with the mean square of log p - log(truth) over the runs that answered.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -46,13 +48,14 @@ LABELS = (
     "linear d=20 1e-6", "linear d=200 1e-6", "digits 1e-7", "digits_weights last", "four_branches", "far_modes d=20",
     "curved shell", "curved corner5",
 )  # fmt: skip
-COMPARED = ("pcn", "gradient", "elliptical", "hamiltonian")
-KEEP, CALLS, RUNS, SEED = 0.25, 2000, 40, 0
+COMPARED = ("pcn", "gradient", "elliptical", "hamiltonian", "langevin")
+KEEP, SEED = 0.25, 0
+#: Calls a run is to cost, and how many runs. At the smaller budget dear moves are left with few particles, hence the larger one.
+BUDGETS = {2000: 40, 8000: 24}
 #: Runs of each round of the pilot, which sets the particles; a run is stopped at so many times the calls wanted.
-PILOTS, OVERRUN = (4, 12), 10
+PILOTS, OVERRUN = (3, 8), 5
 #: Angles an elliptical move tries before it stays where it is; reversible too, for both ways shrink the bracket alike.
 MOST_ANGLES = 60
-VERLET_STEPS = 3
 #: T in units of the particles' mean excess.
 SMOOTHING = 0.5
 
@@ -84,7 +87,7 @@ def elliptical(
 
 
 def hamiltonian(
-    problem: RiskProblem, state: State, level: float, step: float, share: float = 1.0
+    problem: RiskProblem, state: State, level: float, step: float, share: float = 1.0, *, verlet_steps: int = 3
 ) -> tuple[State, Bool[Tensor, " particles"]]:
     """Rotations by asin(step) between kicks of a smoothed event, accepted by Metropolis against the hard one (no `share`)."""
     assert state.gradient is not None
@@ -99,7 +102,7 @@ def hamiltonian(
     velocity = torch.randn_like(state.u)
     before = (state.u.double().square() + velocity.double().square()).sum(-1)
     at = state
-    for _ in range(VERLET_STEPS):
+    for _ in range(verlet_steps):
         velocity = velocity + kick(at)
         u = math.cos(turn) * at.u + math.sin(turn) * velocity
         velocity = math.cos(turn) * velocity - math.sin(turn) * at.u
@@ -112,7 +115,9 @@ def hamiltonian(
     return State(u, torch.where(accept, at.margin, state.margin), gradient), accept
 
 
-KERNELS: dict[str, Move] = {"elliptical": elliptical, "hamiltonian": hamiltonian}
+KERNELS: dict[str, Move] = {
+    "elliptical": elliptical, "hamiltonian": hamiltonian, "langevin": partial(hamiltonian, verlet_steps=1),
+}  # fmt: skip
 
 
 @contextmanager
@@ -137,7 +142,7 @@ class Found(NamedTuple):
 @torch.no_grad()
 def climb(problem: RiskProblem, move: str, particles: int, seed: int, calls: int) -> Found:
     """One run of SMC with one kernel from first to last."""
-    needs = "gradient" if move in ("gradient", "hamiltonian") else "pcn"
+    needs = "pcn" if move in ("pcn", "elliptical") else "gradient"
     log_prob = -math.inf
     with seeded(seed), problem.metered(OVERRUN * calls) as meter:
         try:
@@ -175,32 +180,39 @@ def figures(found: list[Found], truth: float) -> dict[str, float]:
     }  # fmt: skip
 
 
-def run(calls: int = CALLS, runs: int = RUNS) -> str:
-    """The text of the section."""
+def compare(calls: int, runs: int) -> str:
+    """Every kernel on every class at one budget, and geometric means over the classes."""
     rows: list[dict[str, object]] = []
     works: dict[str, list[tuple[float, float]]] = {move: [] for move in COMPARED}
-    with registered(KERNELS):
-        for label in LABELS:
-            problem, truth = problem_of(label), truth_of(label).log_prob
-            for move in COMPARED:
-                particles = particles_for(problem, move, calls)
-                got = figures([climb(problem, move, particles, s, calls) for s in child_seeds(SEED, runs)], truth)
-                works[move].append((got["work"], got["log_work"]))
-                rows.append({
-                    "class": label, "move": move, "particles": particles, "calls": f"{got['calls']:,.0f}",
-                    "sd of log10 p": f"{got['sd']:.3f}", "bias of log10 p": f"{got['bias']:+.3f}",
-                    "rel. RMSE of p": f"{got['rmse']:.2f}", "work-normalised variance": f"{got['work']:.2f}",
-                    "the same of log p": f"{got['log_work']:.2f}", "failed": f"{got['failed']:.0%}",
-                })  # fmt: skip
+    for label in LABELS:
+        problem, truth = problem_of(label), truth_of(label).log_prob
+        for move in COMPARED:
+            particles = particles_for(problem, move, calls)
+            got = figures([climb(problem, move, particles, seed, calls) for seed in child_seeds(SEED, runs)], truth)
+            works[move].append((got["work"], got["log_work"]))
+            rows.append({
+                "class": label, "move": move, "particles": particles, "calls": f"{got['calls']:,.0f}",
+                "sd of log10 p": f"{got['sd']:.2f}", "bias of log10 p": f"{got['bias']:+.2f}", "rel. RMSE": f"{got['rmse']:.2f}",
+                "work": f"{got['work']:.3g}", "log work": f"{got['log_work']:.3g}", "failed": f"{got['failed']:.0%}",
+            })  # fmt: skip
     means = {move: np.exp(np.log(np.array(pairs)).mean(0)) for move, pairs in works.items()}
-    summary = [
+    summary: list[dict[str, object]] = [
         {
-            "move": move, "work-normalised variance": f"{mean[0]:.2f}", "the same of log p": f"{mean[1]:.2f}",
-            "over pcn": f"{mean[0] / means['pcn'][0]:.2f} / {mean[1] / means['pcn'][1]:.2f}",
+            "geometric means": move, "work": f"{mean[0]:.2f}", "log work": f"{mean[1]:.2f}",
+            "over pcn's": " and ".join(f"{ratio:.2f}" for ratio in mean / means["pcn"]),
         }
         for move, mean in means.items()
     ]  # fmt: skip
+    return f"### About {calls:,} calls a run, {runs} runs\n\n{table(rows)}\n\n{table(summary)}"
+
+
+def run() -> str:
+    """The text of the section."""
+    with registered(KERNELS):
+        tables = [compare(calls, runs) for calls, runs in BUDGETS.items()]
     return (
-        f"One run of `run_levels` of about {calls:,} calls, {KEEP:.0%} kept a level, {runs} runs. Work-normalised variance: "
-        f"relative MSE x calls / 1000; lower is better.\n\n{table(rows)}\n\nGeometric means over the classes:\n\n{table(summary)}"
+        f"Single runs of `run_levels`, {KEEP:.0%} kept a level, no change of move. work: work-normalised variance, relative MSE of "
+        "p x calls / 1000, a run without an answer counting as p = 0; log work: the same with log p (nats) in place of p / truth, "
+        "over the runs that answered. Lower is better. Where most runs are far too low, work is near calls / 1000 and says "
+        "little.\n\n" + "\n\n".join(tables)
     )

@@ -20,6 +20,8 @@ CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
     "digits 1e-7": ("digits", {"rarity": "1e-7"}),
     "digits_weights last": ("digits_weights", {"layers": "last"}),
     "digits_weights all": ("digits_weights", {"layers": "all"}),
+    "digits_weights last, collapsed": ("digits_weights", {"layers": "last", "collapsed": True}),
+    "digits_weights all, collapsed": ("digits_weights", {"layers": "all", "collapsed": True}),
     "four_branches": ("four_branches", {}),
     **{f"far_modes d={dimension}": ("far_modes", {"dimension": dimension}) for dimension in (2, 20, 100)},
     "far_modes blackbox d=2": ("far_modes", {"dimension": 2, "gradient": False}),

@@ -119,7 +119,7 @@ def run() -> str:
         text
         + (
             "Relative RMSE / efficiency (calls of plain Monte Carlo for the same error, bias counted, over calls spent) / coverage "
-            f"of 95 % intervals, {BESIDE_PEERS} seeds. A failure counts as efficiency 1 in the last row. Ours over the best peer's: "
+            f"of 95 % intervals, {BESIDE_PEERS} seeds. A failure counts as 1 in the last row. Ours over the best peer's: "
             f"{means['ours'] / best:.0f}; smallest of ours {10 ** min(logs['ours']):.3g}. The peers' runs: "
             "`PEERS/bin/python -m benchmarks.peers --out benchmarks/out/peers.jsonl`.\n\n"
         )

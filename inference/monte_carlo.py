@@ -1,4 +1,4 @@
-"""Plain Monte Carlo, 100 000 calls. Use it first: where p is above 1e-4 nothing else is needed, and below it says so."""
+"""Plain Monte Carlo, 100 000 calls. Use it where p is above 1e-4: nothing else is needed there, and below it says so."""
 
 import ppl_risk as pr
 

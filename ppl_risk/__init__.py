@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ppl_risk import guides as guides
+    from ppl_risk import inputs as inputs
     from ppl_risk import plots as plots
     from ppl_risk.activations import ActivationModel as ActivationModel
     from ppl_risk.comparison import Comparison as Comparison
@@ -30,6 +31,10 @@ if TYPE_CHECKING:
     from ppl_risk.selection import select as select
     from ppl_risk.smc import run_smc as run_smc
     from ppl_risk.svi import fit_svi as fit_svi
+    from ppl_risk.systems import all_of as all_of
+    from ppl_risk.systems import any_of as any_of
+    from ppl_risk.systems import at_least as at_least
+    from ppl_risk.weight_posterior import uncertain_weights as uncertain_weights
     from ppl_risk.zoo import load_model as load_model
     from ppl_risk.zoo import load_recipe as load_recipe
     from ppl_risk.zoo import load_truth as load_truth
@@ -37,12 +42,12 @@ if TYPE_CHECKING:
 _HOME = {
     "ActivationModel": "activations", "Comparison": "comparison", "Provenance": "provenance", "RiskError": "errors",
     "RiskEstimate": "risk_estimate", "RiskProblem": "problem", "Selection": "selection", "Status": "risk_estimate",
-    "UpdateSketch": "selection", "check": "preflight", "choose_rank": "rank_search", "compare": "comparison",
-    "estimate": "engine",
-    "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
-    "monte_carlo": "crude_monte_carlo", "run_smc": "smc", "select": "selection",
+    "UpdateSketch": "selection", "all_of": "systems", "any_of": "systems", "at_least": "systems", "check": "preflight",
+    "choose_rank": "rank_search", "compare": "comparison", "estimate": "engine", "fit_layerwise": "layerwise",
+    "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo", "monte_carlo": "crude_monte_carlo",
+    "run_smc": "smc", "select": "selection", "uncertain_weights": "weight_posterior",
 }  # fmt: skip
-_ROOMS = ("guides", "plots")
+_ROOMS = ("guides", "inputs", "plots")
 
 __all__ = [*_HOME, *_ROOMS]  # pyright: ignore[reportUnsupportedDunderAll]
 

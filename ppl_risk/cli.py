@@ -50,8 +50,8 @@ def estimate(
     """
     from ppl_risk.comparison import compare as compare_estimates
     from ppl_risk.errors import RiskError
+    from ppl_risk.identity import fingerprint
     from ppl_risk.preflight import check as preflight
-    from ppl_risk.problem import fingerprint
     from ppl_risk.runs import Request, RunFolder
     from ppl_risk.zoo import list_recipes, load_recipe, load_truth
 

@@ -55,7 +55,7 @@ def monte_carlo(
     ) as bar:  # fmt: skip
         for rows in batches:
             x = problem.sample(rows)
-            margin = problem.run(x)
+            margin = problem.margin(x)
             if wrong := int(torch.isnan(margin).sum()):
                 raise PreflightError(undefined_margins(wrong, rows))
             hit = margin >= 0

@@ -173,12 +173,13 @@ def _output_given(problem: RiskProblem, values: Mapping[str, Tensor], name: str)
 
 def _support(problem: RiskProblem, guide: EmpiricalGuide) -> RiskEstimate:
     """The tail of a law of finite support: the share of its points that are catastrophes."""
-    rows = len(guide.support[INPUT])
-    hits = 0
+    points = torch.arange(len(guide.support[INPUT]), device=problem.device)
+
+    def hits(rows: Tensor) -> int:
+        return int((margin_of_values(problem, {n: v[rows] for n, v in guide.support.items()}) >= 0).sum())
+
     with torch.no_grad():
-        for index in torch.arange(rows, device=problem.device).split(problem.batch_size):
-            hits += int((margin_of_values(problem, {n: v[index] for n, v in guide.support.items()}) >= 0).sum())
-    return RiskEstimate("Monte Carlo", **counted(hits, rows))
+        return RiskEstimate("Monte Carlo", **counted(sum(problem.in_batches(points, hits)), len(points)))
 
 
 def _tail(problem: RiskProblem, guide: Guide, told: Tail, seed: int, progress: bool) -> RiskEstimate:

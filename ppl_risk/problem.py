@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ from ppl_risk.inputs import Transport, transport_of
 from ppl_risk.memory import Part, in_batches
 from ppl_risk.network import Visitor, layers_to_cut, named_modules, visiting
 from ppl_risk.provenance import Provenance
-from ppl_risk.randomness import seeded
 
 #: What one batch may take for activations; the batch size follows from the bytes that one row was seen to need.
 BATCH_BYTES = 64 * 2**20
@@ -123,14 +120,19 @@ class RiskProblem:
 
     @cached_property
     def dtype(self) -> torch.dtype:
-        """The network's floating type; inputs follow it."""
+        """The network's floating type; inputs follow it, unless they are integers."""
         first = next((p for p in self.parameters() if p.is_floating_point()), None)
-        return self._one_draw.dtype if first is None else first.dtype
+        return self._law_dtype if first is None else first.dtype
 
     @cached_property
     def transport(self) -> Transport:
         """The map from standard normals to inputs."""
         return transport_of(self.inputs)
+
+    @property
+    def _law_dtype(self) -> torch.dtype:
+        """The floating type of the input law; torch's default where it draws integers."""
+        return self._one_draw.dtype if self._one_draw.is_floating_point() else torch.get_default_dtype()
 
     @cached_property
     def _one_draw(self) -> Tensor:
@@ -143,10 +145,8 @@ class RiskProblem:
 
     def from_normal(self, u: Float[Tensor, "*batch d"]) -> Tensor:
         """Inputs (*batch, *event) from standard normals, through the transport of the input law."""
-        draw = self._one_draw
         # The map runs where the law's own tensors live, in their type; only its result follows the network.
-        law_dtype = draw.dtype if draw.is_floating_point() else torch.get_default_dtype()
-        return self._place(self.transport(u.to(draw.device, law_dtype)))
+        return self._place(self.transport(u.to(self._one_draw.device, self._law_dtype)))
 
     def _place(self, x: Tensor) -> Tensor:
         return x.to(self.device, self.dtype) if x.is_floating_point() else x.to(self.device)
@@ -164,28 +164,30 @@ class RiskProblem:
 
     def margin(self, x: Tensor) -> Float[Tensor, " batch"]:
         """Margins C(M(x)) (batch,) of inputs (batch, *event), in batches that fit; catastrophe where >= 0."""
-        margins = self._in_batches(x, self.run)
+        margins = self.in_batches(x, self.run)
         return margins[0] if len(margins) == 1 else torch.cat(margins)
 
     def margin_of_normal(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
         """Margins of T(u), in batches that fit; T is the transport of the input law."""
-        return torch.cat(self._in_batches(u, lambda rows: self.run(self.from_normal(rows))))
+        return torch.cat(self.in_batches(u, lambda rows: self.run(self.from_normal(rows))))
 
     def margin_and_gradient(
         self, u: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch d"]]:
-        """Margins of T(u) and their gradients with respect to u, row by row."""
+        """Margins of T(u) and their gradients with respect to u, row by row; 0 where nothing can be differentiated."""
 
         def both(rows: Tensor) -> tuple[Tensor, Tensor]:
             self._afford(2 * rows.shape[0])
             rows = rows.detach().requires_grad_()
             with torch.enable_grad():
                 margin = self.run(self.from_normal(rows))
-                (gradient,) = torch.autograd.grad(margin.sum(), rows, allow_unused=True)
-            self.count_gradients(rows.shape[0])
+                # Without a graph (every coordinate acts through steps, or a detached margin) there is nothing to differentiate.
+                flat = not margin.requires_grad
+                gradient = None if flat else torch.autograd.grad(margin.sum(), rows, allow_unused=True)[0]
+            self.count_gradients(0 if flat else rows.shape[0])
             return margin.detach(), torch.zeros_like(rows) if gradient is None else gradient
 
-        margins, gradients = zip(*self._in_batches(u, both), strict=True)
+        margins, gradients = zip(*self.in_batches(u, both), strict=True)
         return torch.cat(margins), torch.cat(gradients)
 
     @torch.no_grad()
@@ -201,11 +203,11 @@ class RiskProblem:
 
             return kept, self.run(rows, keep)
 
-        kept, margins = zip(*self._in_batches(x, look), strict=True)
+        kept, margins = zip(*self.in_batches(x, look), strict=True)
         return {name: torch.cat([part[name] for part in kept]) for name in kept[0]}, torch.cat(margins)
 
-    def _in_batches(self, x: Tensor, work: Callable[[Tensor], Part]) -> list[Part]:
-        """`work` on batches of rows; where memory runs out `batch_size` is halved for good."""
+    def in_batches(self, x: Tensor, work: Callable[[Tensor], Part]) -> list[Part]:
+        """`work` on batches of the rows of x; where memory runs out `batch_size` is halved for good and the batch tried again."""
         done, self.batch_size = in_batches(work, x, self.batch_size, self._meters)
         return done
 
@@ -290,18 +292,3 @@ class RiskProblem:
 def _name_of(law: Distribution) -> str:
     """Type of a law; of independent coordinates, that of one of them."""
     return f"independent {_name_of(law.base_dist)}" if isinstance(law, Independent) else type(law).__name__
-
-
-@torch.no_grad()
-def fingerprint(problem: RiskProblem) -> str:
-    """sha256 over weights, buffers, and the margins of 16 seeded inputs: changes when network, detector or law do."""
-    digest = hashlib.sha256(repr(tuple(problem.inputs.event_shape)).encode())
-    for part in (problem.network, problem.detector):
-        if isinstance(part, nn.Module):
-            for name, tensor in part.state_dict().items():
-                digest.update(name.encode() + tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    with seeded(0, problem.device):
-        x = problem.sample(16)
-    margins = problem.run(x).double().cpu().numpy()
-    digest.update(np.array([f"{m:.4e}" for m in margins]).tobytes())
-    return digest.hexdigest()

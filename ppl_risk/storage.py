@@ -1,7 +1,7 @@
 """Estimates on disk and in ArviZ: `result.json`, `posterior.nc`, and the `xarray.DataTree` behind it.
 
 Groups (dims first): /posterior (chain, draw, ...) equal-weight draws given catastrophe; /sample_stats (chain, draw)
-log_weight and margin; /smc_history (chain, level); /svi_history (step); /survival (threshold). Root attributes carry
+log_weight and margin; /smc_history (chain, level); /svi_history (step); /rounds (round); /survival (threshold). Root attributes carry
 the number, its error, the diagnostics, the seed, the settings as JSON, and the versions.
 """
 
@@ -22,7 +22,7 @@ import xarray as xr
 from ppl_risk.errors import RiskError
 from ppl_risk.risk_estimate import RiskEstimate, Status
 
-HISTORY_DIMS = {"smc_history": ("chain", "level"), "svi_history": ("step",)}
+HISTORY_DIMS = {"smc_history": ("chain", "level"), "svi_history": ("step",), "rounds": ("round",)}
 ARRAYS = {"posterior", "stats", "history", "survival", "guide"}
 
 

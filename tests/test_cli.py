@@ -37,6 +37,15 @@ def test_a_run_leaves_its_folder(run):
     assert loaded.posterior["x"].shape[:2] == (4, 250)
 
 
+def test_the_engine_is_kept_and_read_back(tmp_path, capsys):
+    words = ("linear_gaussian", "engine", "--set", "log10_prob=-3", "--set", "dimension=2")
+    assert call("estimate", *words, "--out", str(tmp_path), "--quiet") == BELIEVE
+    loaded = RiskEstimate.load(str(tmp_path / "0001" / "engine"))
+    assert loaded.log_prob == pytest.approx(-6.908, abs=4 * loaded.std_error)
+    assert set(loaded.history["rounds"]) == {"spread", "ess", "log_prob", "places"}
+    assert len(loaded.history["rounds"]["ess"]) > 0
+
+
 def test_show_and_compare_read_it_back(run, capsys):
     _, folder, _ = run
     assert call("show", str(folder)) == BELIEVE

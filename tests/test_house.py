@@ -13,6 +13,7 @@ ROOT = Path(ppl_risk.__file__).parent
 FLOORS = (
     {
         "errors",
+        "identity",
         "memory",
         "randomness",
         "normal",
@@ -24,9 +25,8 @@ FLOORS = (
         "storage",
         "parallel",
         "preflight",
-        "reachability",
         "systems",
-        "uncertain_weights",
+        "weight_posterior",
         "weights",
     },
     {"activations"},
@@ -59,6 +59,11 @@ def test_imports_point_downwards(path):
     # `storage` is how an estimate saves itself; both are floor 0.
     above = [other for other in imported_rooms(path) if other != room and FLOOR_OF[other] > FLOOR_OF[room]]
     assert not above, f"{room} (floor {FLOOR_OF[room]}) imports {above}"
+
+
+def test_no_module_bears_the_name_of_a_public_function():
+    assert set(FLOOR_OF) & set(ppl_risk._HOME) == set()
+    assert {room_of(p) for p in FILES if p.parent != ROOT or p.name != "__init__.py"} == set(FLOOR_OF)
 
 
 def test_files_stay_short():

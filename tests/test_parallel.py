@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 
 import work
 from builders import linear_gaussian, standard
-from ppl_risk import RiskError, RiskProblem, load_model, run_smc
+from ppl_risk import RiskError, RiskProblem, estimate, load_model, run_smc
 from ppl_risk.errors import PreflightError, UnitFailedError
 from ppl_risk.parallel import chunks, digest, plan_units, run_units
 from ppl_risk.parallel import cluster as cluster_room
@@ -322,6 +322,19 @@ def test_smc_is_the_same_estimate_everywhere(client, tmp_path):
         )
         assert other.flops == made[0].flops > 0
         assert digest([{"s": other.survival}]) == digest([{"s": made[0].survival}])
+
+
+def test_the_engine_is_the_same_estimate_everywhere(client, tmp_path):
+    known = linear_gaussian(3, 3.5)
+    made = [
+        estimate(known.problem, max_calls=4000, progress=False, **where)
+        for where in ({"folder": tmp_path / "here"}, {"engine": client}, {"engine": client, "folder": tmp_path / "here"})
+    ]
+    for other in made[1:]:
+        assert (other.log_prob, other.std_error, other.calls) == (made[0].log_prob, made[0].std_error, made[0].calls)
+        assert digest([dict(other.posterior), dict(other.stats)]) == digest([dict(made[0].posterior), dict(made[0].stats)])
+        assert other.evidence == made[0].evidence
+    assert abs(made[0].log_prob - known.log_prob) < 4 * made[0].std_error
 
 
 def test_a_killed_worker_changes_no_bit(problem, local_cluster, client, tmp_path):

@@ -8,10 +8,12 @@ from torch import nn
 
 from builders import first, linear_gaussian, standard
 from ppl_risk import monte_carlo
+from ppl_risk.inputs import Product
 from ppl_risk.preflight import check
 from ppl_risk.problem import RiskProblem
 
 TOKENS = torch.distributions.Categorical(torch.ones(5))
+FAULTS = torch.distributions.Independent(torch.distributions.Bernoulli(torch.full((2,), 0.1)), 1)
 
 
 def embedding() -> RiskProblem:
@@ -20,11 +22,20 @@ def embedding() -> RiskProblem:
 
 
 NOTES = {
-    "integers": (embedding, "input law", r"integers.*plain Monte Carlo works"),
-    "no map": (
-        lambda: RiskProblem(lambda x: x - 30.0, torch.distributions.Gamma(2.0, 1.0)),
+    "integers": (
+        embedding,
         "input law",
-        "No transport.*Gamma",
+        r"Categorical, 1 standard normals; 1 of 1 normals act through steps.*pCN redraws",
+    ),
+    "some steps": (
+        lambda: RiskProblem(first, Product({"load": standard(3), "faults": FAULTS})),
+        "input law",
+        "5 standard normals; 2 of 5 normals act through steps",
+    ),
+    "no map": (
+        lambda: RiskProblem(lambda x: x - 3.0, torch.distributions.VonMises(0.0, 1.0)),
+        "input law",
+        "No transport.*VonMises.*Plain Monte Carlo works",
     ),
     "training without effect": (
         lambda: RiskProblem(nn.Linear(2, 1), standard(2), lambda y: y[:, 0] - 2),

@@ -7,6 +7,8 @@ from torch import nn
 from builders import NETWORKS, first, linear_gaussian, standard
 from ppl_risk.errors import RiskError
 from ppl_risk.problem import RiskProblem
+from ppl_risk.smc import run_smc
+from ppl_risk.smc.run import has_gradient
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -58,6 +60,31 @@ def test_linear_gradient_is_the_row_of_weights():
 def test_gradient_of_a_constant_margin_is_zero():
     problem = RiskProblem(lambda x: x[:, 0].sign().detach() + 0 * x[:, 0], standard(2))
     assert (problem.margin_and_gradient(torch.randn(3, 2))[1] == 0).all()
+
+
+FLAT = {
+    "every coordinate acts through steps": lambda: RiskProblem(
+        lambda x: x.sum(-1) - 2.5,
+        torch.distributions.Independent(torch.distributions.Bernoulli(torch.full((4,), 0.1)), 1),
+    ),
+    "integers": lambda: RiskProblem(lambda x: x.double() - 2.5, torch.distributions.Categorical(torch.ones(5))),
+    "a detached margin": lambda: RiskProblem(lambda x: x[:, 0].detach() - 1.0, standard(4)),
+}
+
+
+@pytest.mark.parametrize("kind", FLAT)
+def test_a_margin_without_a_graph_has_gradient_zero_and_books_none(kind):
+    problem = FLAT[kind]()
+    u = torch.randn(7, problem.transport.dimension)
+    problem.batch_size = 3
+    with problem.metered() as meter:
+        margin, gradient = problem.margin_and_gradient(u)
+    torch.testing.assert_close(margin, problem.margin_of_normal(u))
+    torch.testing.assert_close(gradient, torch.zeros_like(u))
+    assert (meter.forward_calls, meter.gradient_calls) == (7, 0)
+    assert not has_gradient(problem)
+    moves = run_smc(problem, particles=40, runs=2, max_levels=2, posterior_draws=0, progress=False).settings["moves"]
+    assert moves == "pcn"
 
 
 def test_meters_nest_and_stop():

@@ -131,6 +131,6 @@ def test_single_input():
 
 
 def test_no_transport():
-    law = torch.distributions.Independent(torch.distributions.Gamma(torch.ones(2), torch.ones(2)), 1)
+    law = torch.distributions.Independent(torch.distributions.VonMises(torch.zeros(2), torch.ones(2)), 1)
     with pytest.raises(NoTransportError):
         fit_svi(RiskProblem(lambda x: x[:, 0] - 9.0, law), progress=False)

@@ -15,7 +15,7 @@ from builders import Residual, Twice, assert_means, assert_within, first, random
 from ppl_risk import monte_carlo, run_smc
 from ppl_risk.errors import NoTransportError, RiskError, UnknownNameError
 from ppl_risk.preflight import check
-from ppl_risk.uncertain_weights import uncertain_weights
+from ppl_risk.weight_posterior import uncertain_weights
 
 N = 20_000
 

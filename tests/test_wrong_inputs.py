@@ -1,6 +1,7 @@
 """The twelve likeliest mistakes: each gives its own message or status, never a traceback, never a silent number."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,10 @@ def tokens():
     torch.manual_seed(0)
     law = td.Independent(td.Categorical(torch.ones(3, 5)), 1)
     return pr.RiskProblem(nn.Embedding(5, 2), law, lambda y: y.sum((1, 2)) - 1.0)
+
+
+def angles():
+    return pr.RiskProblem(lambda x: x.cos().mean(-1), td.Independent(td.VonMises(torch.zeros(4), 1.0), 1), lambda y: -y)
 
 
 def train_mode():
@@ -138,10 +143,23 @@ def test_no_hits_is_a_bound_and_not_zero(folder):
     assert "stuck" in text  # the preflight's note on reachability
 
 
-def test_discrete_inputs_get_monte_carlo_and_a_refusal(folder):
+def test_tokens_are_noted_and_two_routes_agree(folder):
+    """The exit code is 0 only where no believable estimates contradict each other."""
     code, text = command(folder, "estimate", "mistakes:tokens", "monte_carlo", "smc", "--quiet")
+    assert code == 0, text
+    assert "3 of 3 normals act through steps" in text
+    assert "SMC pcn" in text
+    assert "REFUSED" not in text
+    found = [float(p) for p in re.findall(r"P\(catastrophe\) = (\S+)", text)]
+    assert len(found) == 2
+    assert 0 < found[0] < 1
+    assert found[1] == pytest.approx(found[0], rel=0.3)
+
+
+def test_a_law_without_a_map_gets_monte_carlo_and_a_refusal(folder):
+    code, text = command(folder, "estimate", "mistakes:angles", "monte_carlo", "smc", "--quiet")
     assert code == 0
-    assert "Inputs are integers" in text
+    assert "No transport from standard normals" in text
     assert "REFUSED" in text
 
 

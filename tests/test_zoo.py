@@ -28,7 +28,13 @@ def test_a_model_is_sound_and_documented(name):
     assert (shelf("models") / name / "card.md").read_text().startswith("#")
 
 
-@pytest.mark.parametrize(("name", "parameters"), ENTRIES, ids=lambda v: str(v))
+# All 13,130 weights of digits_weights take seconds a run; their collapsed twin, of the same law, stands for them. The 1e-6 of the
+# trained networks take more particles than a test should.
+@pytest.mark.parametrize(
+    ("name", "parameters"),
+    [e for e in ENTRIES if e[1] != {"layers": "all"} and e[1].get("rarity") != "1e-6"],
+    ids=lambda v: str(v),
+)
 def test_truth_agrees_with_a_quick_estimate(name, parameters):
     """Within 5 joint standard errors; a zero is held against SMC, which must not claim a number."""
     truth = load_truth(name, **parameters)
@@ -44,7 +50,8 @@ def test_truth_agrees_with_a_quick_estimate(name, parameters):
     elif name in SPREAD_OUT:
         estimate = pr.run_smc(problem, particles=2000, runs=8, posterior_draws=0, seed=0, progress=False)
     else:
-        estimate = load_recipe("svi_network")(problem, seed=0, progress=False)
+        calls = 10_000 if parameters.get("gradient", True) else 30_000
+        estimate = pr.estimate(problem, max_calls=calls, posterior_draws=0, seed=0, progress=False)
     assert estimate.status is pr.Status.OK
     assert abs(estimate.log_prob - truth.log_prob) < 5 * math.hypot(estimate.std_error, truth.std_error)
 

@@ -9,11 +9,14 @@ N(m_k, s^2), m = W h + b, s^2 = sigma^2 (|h|^2 + 1), which leaves an integral in
     p = int phi(z) prod_{k != 8} Phi((m_8 + s z - m_k) / s) dz.
 
 `layers` = "all": all four layers are, d = 3 (64 64 + 64) + 650 = 13,130.
+
+`collapsed`: the same law through `uncertain_weights`, which draws pre-activations instead of weights: d = 10 and 202.
 """
 
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +26,7 @@ from scipy.special import log_ndtr, logsumexp
 from torch import Tensor, nn
 from torch.distributions import Independent, Normal
 
-from ppl_risk import RiskError, RiskProblem
+from ppl_risk import RiskError, RiskProblem, uncertain_weights
 
 DIGITS = Path(__file__).resolve().parent.parent / "digits"
 NAMES = ("fc1", "fc2", "fc3", "logits")
@@ -93,19 +96,40 @@ def exact_log_prob(sigma: float) -> float:
     return float(logsumexp(log_integrand)) + math.log(step) - math.log(2 * math.pi) / 2
 
 
-def problem(*, layers: str = "last", sigma: float = 0.0) -> RiskProblem:
+def collapsed_problem(layers: str, sigma: float) -> RiskProblem:
+    """The digit reader itself, its weights integrated out layer by layer."""
+    trained = load_file(DIGITS / "final.safetensors")
+    with torch.device("meta"):
+        parts = OrderedDict[str, nn.Module]()
+        for name in NAMES:
+            rows, columns = trained[f"{name}.weight"].shape
+            parts[name] = nn.Linear(columns, rows)
+            if name != NAMES[-1]:
+                parts[f"relu_{name}"] = nn.ReLU()
+        network = nn.Sequential(parts)
+    network.load_state_dict(trained, assign=True)
+    uncertain = NAMES if layers == "all" else NAMES[-1:]
+    posterior = {f"{name}.{part}": sigma for name in uncertain for part in ("weight", "bias")}
+    image = load_file(DIGITS / "inputs.safetensors")["image"]
+    return uncertain_weights(network.eval().requires_grad_(False), posterior, image, misread, name="digits_weights")
+
+
+def problem(*, layers: str = "last", sigma: float = 0.0, collapsed: bool = False) -> RiskProblem:
     """Pr[the clean 3 is read as an 8] under uncertain weights.
 
     Args:
         layers: which are uncertain, "last" or "all".
         sigma: standard deviation of every uncertain number; 0 for the one that makes the answer about 1e-6 ("last") or
             1e-4 ("all").
+        collapsed: draw pre-activations instead of weights, which is the same law in far fewer dimensions.
 
     """
     if layers not in SIGMA or sigma < 0:
         raise RiskError(
             f"Wanted layers one of {', '.join(map(repr, SIGMA))} and sigma >= 0, got {layers!r} and {sigma}."
         )
+    if collapsed:
+        return collapsed_problem(layers, sigma or SIGMA[layers])
     network = UncertainReader(sigma or SIGMA[layers], 1 if layers == "last" else len(NAMES)).eval()
     law = Independent(Normal(torch.zeros(network.dimension), 1.0), 1)
     return RiskProblem(network, law, misread, name="digits_weights")

@@ -147,7 +147,7 @@ class _Trial:
             guide.fit_layers(self.u[:4000], pushed=False)
             noise = torch.randn(self.draws, guide.normals() - self.u.shape[1], device=self.u.device)
         z = torch.cat([self.u, noise], 1)
-        return torch.cat([guide.margin_of_normals(self.problem, rows) for rows in z.split(self.problem.batch_size)])
+        return torch.cat(self.problem.in_batches(z, lambda rows: guide.margin_of_normals(self.problem, rows)))
 
     def reads(self, layer: LayerSelection, k: int) -> tuple[np.ndarray, np.ndarray]:
         """How inputs, and what the layer reads, move with one standard deviation of a functional."""

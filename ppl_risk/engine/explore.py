@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ppl_risk.engine.climbs import Climbs
 from ppl_risk.engine.fitting import Evidence
-from ppl_risk.engine.places import INDEPENDENT, MAX_RANK, gram_distances, separate
+from ppl_risk.engine.places import INDEPENDENT, MAX_RANK, gram_distances, separate, subspace
 from ppl_risk.engine.search import Found, nearest_catastrophes, unit_normals
 from ppl_risk.problem import RiskProblem
 
@@ -46,21 +46,31 @@ def search(problem: RiskProblem, pilot: Pilot, calls: int) -> Found:
     return nearest_catastrophes(problem, starts, steps=STEPS, calls=calls)
 
 
-def search_rays(problem: RiskProblem, trail: Float[Tensor, "n d"], calls: int) -> Found:
-    """First catastrophes along the directions in which particles went, where there is no gradient to follow.
+def search_rays(
+    problem: RiskProblem, trail: Float[Tensor, "n d"], hits: Float[Tensor, "m d"], calls: int
+) -> Found:  # fmt: skip
+    """First catastrophes along rays, where there is no gradient to follow: in the directions of particles, and in any.
 
-    SMC forgets places on its way up, one resampling after the other; its early levels still knew them.
+    SMC forgets places on its way up, one resampling after the other; its early levels still knew them. In many dimensions the rays
+    stay within the few along which the catastrophes known lie.
     """
-    if len(trail) < 2 or trail.shape[1] > MAX_RANK:
-        return Found(trail[:0], None)
+    basis = torch.eye(trail.shape[1], dtype=trail.dtype, device=trail.device)
+    if trail.shape[1] > MAX_RANK:
+        if len(hits) < MAX_RANK:
+            return Found(trail[:0], None)
+        weight = torch.full((len(hits),), 1 / len(hits), dtype=hits.dtype, device=hits.device)
+        basis = subspace(None, weight, hits, weight)
     radii = torch.arange(1.0, RAY_END + RAY_STEP, RAY_STEP, dtype=trail.dtype, device=trail.device)
-    some = trail[torch.randperm(len(trail), device=trail.device)[: max(1, 2 * calls)]]
-    directions = torch.nn.functional.normalize(some, dim=-1)
-    labels = separate(gram_distances(directions), directions)
-    # One ray for each place and, with what is left, rays at random.
-    first = torch.stack([(labels == k).nonzero()[0, 0] for k in labels.unique().tolist()])
-    others = torch.randperm(len(some), device=some.device)
-    rays = directions[torch.cat([first, others])[: max(1, calls // len(radii))]]
+    number = max(2, calls // len(radii))
+    some = trail[torch.randperm(len(trail), device=trail.device)[: 8 * number]] @ basis
+    seen = torch.nn.functional.normalize(some, dim=-1)
+    labels = separate(gram_distances(seen), seen)
+    # One ray for each place, as many again in the directions of other particles, and the rest in any direction.
+    first = torch.stack([seen[(labels == k).nonzero()[0, 0]] for k in labels.unique().tolist()])
+    anywhere = torch.nn.functional.normalize(
+        torch.randn(number, basis.shape[1], dtype=trail.dtype, device=trail.device), dim=-1
+    )
+    rays = torch.cat([first, seen[: len(first)], anywhere])[:number] @ basis.mT
     points = rays[:, None] * radii[:, None]
     hit = (problem.margin_of_normal(points.flatten(0, 1).to(problem.dtype)) >= 0).view(len(rays), len(radii))
     reached = hit.any(-1)

@@ -8,6 +8,7 @@ floors that keep every component alive.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -28,6 +29,8 @@ SMALLEST_SCALE, LARGEST_SCALE = 0.1, 2.5
 PSEUDO = 3.0
 #: A ring needs this many dimensions to run round.
 RING_DIMENSIONS = 8
+#: Its staircase ends three steps below the boundary, so these are not made too small.
+RING_ROUGHNESS = 0.08
 
 
 class Evidence(NamedTuple):
@@ -138,7 +141,11 @@ def _ring(overall: Tilted, seen: Points, hit: Tensor) -> Ring | None:
     """The same along the basis, a gate on the length across it; None where that length does not tell hits from misses."""
     along, rest = overall.coordinates(seen)
     gate = fit_boundary(rest.sqrt(), (along - overall.mean) / overall.scale, None, hit)
-    return None if gate is None else Ring(overall.basis, overall.mean, overall.scale, gate=gate)
+    if gate is None:
+        return None
+    return Ring(
+        overall.basis, overall.mean, overall.scale, gate=replace(gate, roughness=max(gate.roughness, RING_ROUGHNESS))
+    )
 
 
 def _gated(

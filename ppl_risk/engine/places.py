@@ -63,7 +63,7 @@ def subspace(
     return rows[: max(1, min(MAX_RANK, int((square > edge).sum())))].mT
 
 
-def _leading(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "k d"]]:
+def _leading(rows: Float[Tensor, "n d"]) -> tuple[Float[Tensor, " all"], Float[Tensor, "k d"]]:
     """All squared singular values, falling, and the leading right singular vectors; by the smaller of the two Gram matrices."""
     wide = rows.shape[0] < rows.shape[1]
     square, vectors = torch.linalg.eigh(rows @ rows.mT if wide else rows.mT @ rows)

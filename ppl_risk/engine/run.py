@@ -24,7 +24,7 @@ from ppl_risk.engine import climbs as second
 from ppl_risk.engine.adapt import Round, adapt, log_tilt
 from ppl_risk.engine.explore import Pilot, first_evidence, search, search_rays
 from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, name_of, posterior_rows, weigh
-from ppl_risk.engine.verdict import compare_routes, verdict
+from ppl_risk.engine.verdict import better_route, compare_routes, verdict
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.identity import fingerprint
 from ppl_risk.importance.gated import Points
@@ -39,6 +39,7 @@ from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.smc.run import has_gradient
 
+METHOD = "mixture importance sampling, checked by SMC"
 FEWEST_CALLS = 2000
 #: Calls that a fingerprint takes, and chunks between two looks at `target_cv`.
 FINGERPRINT_CALLS, WAVE = 16, 2
@@ -140,8 +141,8 @@ class _Engine:
         self.say("fitting")
         with seeded(self.seeds[2], device):
             if found is None:
-                found = search_rays(problem, torch.cat([pilot.u[pilot.margin.topk(len(pilot.u) // 10).indices], climbs.trail]),
-                                    int(SEARCH * self.planned))  # fmt: skip
+                best = pilot.u[pilot.margin.topk(len(pilot.u) // 10).indices]
+                found = search_rays(problem, torch.cat([best, climbs.trail]), climbs.final, int(SEARCH * self.planned))
             evidence = first_evidence(problem, pilot, climbs, found)
             if evidence is None:
                 return self.nothing(pilot, climbs)
@@ -152,6 +153,7 @@ class _Engine:
         final = Points.of(climbs.final)
         agreement = compare_routes(weights, climbs, plan["particles"], -log_tilt(mixture, final, mixture.shares))
         status, remedy = verdict(weights, climbs, agreement, _bound(pilot))
+        answer = better_route(weights, climbs)
         posterior = {}
         if weights.hits and self.rows >= 4:
             rows = posterior_rows(results, self.rows)
@@ -160,8 +162,8 @@ class _Engine:
         self.say("done")
         whole = weights.draws // 4 * 4
         return {
-            "method": "mixture importance sampling, checked by SMC",
-            "log_prob": weights.log_prob, "std_error": weights.std_error, "status": status, "remedy": remedy,
+            "method": METHOD if answer is weights else "SMC, its importance weights being too uneven",
+            "log_prob": answer.log_prob, "std_error": answer.std_error, "status": status, "remedy": remedy,
             "evidence": {
                 "k_hat": weights.k_hat, "ess": weights.ess, "hits": float(weights.hits), "draws": float(weights.draws),
                 "places": rounds[-1].places if rounds else math.nan, "smc_log10_p": climbs.log_prob / LOG10,
@@ -217,7 +219,7 @@ class _Engine:
         """Neither route met the event."""
         hits = int((pilot.margin >= 0).sum()), len(pilot.u)
         return {
-            "method": "mixture importance sampling, checked by SMC", "log_prob": math.nan, "std_error": math.nan,
+            "method": METHOD, "log_prob": math.nan, "std_error": math.nan,
             "status": Status.NO_HITS, "hits": hits,
             "remedy": (
                 "Neither searches nor SMC met a catastrophe: it cannot be reached under this input law, or max_calls is too "

@@ -53,6 +53,14 @@ def compare_routes(weights: Weights, climbs: Climbs, particles: int, log_weight:
     return Agreement(error, sigmas, uncovered)
 
 
+def better_route(weights: Weights, climbs: Climbs) -> Weights:
+    """SMC's number in place of one that the weights cannot carry; what the weights say stays as it is."""
+    worthless = not weights.k_hat < USABLE and weights.ess < SMALLEST_ESS
+    if not (worthless and climbs.finished >= 2 and math.isfinite(climbs.log_prob)):
+        return weights
+    return weights._replace(log_prob=climbs.log_prob, std_error=climbs.std_error)
+
+
 def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) -> tuple[Status, str]:
     """Status and remedy."""
     wrong = int(torch.isnan(weights.margin).sum())
@@ -80,7 +88,8 @@ def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) 
         )
     if not weights.k_hat < USABLE and not weights.ess > 10 * SMALLEST_ESS:
         return Status.KHAT_HIGH, (
-            f"k-hat {weights.k_hat:.2f} >= {USABLE}: a few draws carry the estimate and it is probably low. Raise max_calls."
+            f"k-hat {weights.k_hat:.2f} >= {USABLE}: a few draws carry the weights, too many directions lead to the event. Raise "
+            "max_calls, or use ppl_risk.run_smc with many particles."
         )
     if weights.ess < SMALLEST_ESS or not weights.std_error <= LARGEST_ERROR:
         return Status.LOW_ESS, (

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ppl_risk.errors import RiskError
-from ppl_risk.problem import RiskProblem, fingerprint
+from ppl_risk.identity import fingerprint
+from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds
 
 

@@ -16,7 +16,6 @@ from ppl_risk.preflight.reachability import reachable
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 
-
 #: Rows that `require_sound` runs, for estimators that book them.
 PREFLIGHT_CALLS = 94
 

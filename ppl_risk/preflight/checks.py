@@ -183,17 +183,17 @@ def _deterministic(problem: RiskProblem) -> Result:
 
 
 def _input_law(problem: RiskProblem) -> Result:
-    x = problem.sample(2)
-    if not x.is_floating_point():
-        return "note", (
-            f"Inputs are integers ({x.dtype}): plain Monte Carlo works; guides and SMC need real inputs. Work on "
-            "embeddings, or on noise that a network turns into tokens."
-        )
     try:
         transport = problem.transport
     except ValueError as error:
         return "note", str(error)
-    return f"{type(problem.inputs).__name__}, {transport.dimension} standard normals"
+    found = f"{type(problem.inputs).__name__}, {transport.dimension} standard normals"
+    if transport.discrete is None:
+        return found
+    return "note", (
+        f"{found}; {int(transport.discrete.sum())} of {transport.dimension} normals act through steps: no gradients there; "
+        "pCN redraws them."
+    )
 
 
 def _first_line(error: Exception) -> str:

@@ -44,37 +44,37 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"], *, reading: bool 
     Raises:
         RiskError: no affine layer among the sites, or a margin without a gradient.
     """
-    reads: dict[str, list[Tensor]] = {}
-    deltas: dict[str, list[Tensor]] = {}
-    margins = []
-    for rows in u.split(problem.batch_size):
+
+    def look(rows: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        reads: dict[str, Tensor] = {}
         seen: dict[str, Tensor] = {}
 
         def read(name: str, value: Tensor) -> Tensor:
-            reads.setdefault(name, []).append(value.detach())
+            reads[name] = value.detach()
             return value
 
-        def visit(name: str, value: Tensor, seen: dict[str, Tensor] = seen) -> Tensor:
+        def visit(name: str, value: Tensor) -> Tensor:
             seen[name] = value
             return value
 
         with torch.set_grad_enabled(reading):
             margin = problem.run(problem.from_normal(rows.detach().requires_grad_(reading)), visit, read)
-        margins.append(margin.detach())
         if not seen:
             raise RiskError(NOTHING)
-        for name, gradient in (_gradients(margin, seen) if reading else seen).items():
-            deltas.setdefault(name, []).append(gradient)
-        if reading:
-            problem.count_gradients(len(rows))
+        deltas = _gradients(margin, seen) if reading else seen
+        problem.count_gradients(len(rows) if reading else 0)
+        return margin.detach(), reads, deltas
+
+    margins, reads, deltas = zip(*problem.in_batches(u, look), strict=True)
     margin = torch.cat(margins)
     tail = margin.topk(max(1, round(TAIL * len(margin)))).indices
     flows = []
-    for name, parts in reads.items():
+    for name in reads[0]:
         module = problem.cut[name.split("#")[0]]
         if is_affine(module):
-            value = torch.cat(parts)
-            h, delta = value.flatten(1).double(), torch.cat(deltas[name]).flatten(1).double() * reading
+            value = torch.cat([part[name] for part in reads])
+            h = value.flatten(1).double()
+            delta = torch.cat([part[name] for part in deltas]).flatten(1).double() * reading
             flows.append(
                 Flow(
                     name, module, value.shape[1:], h.mean(0), h.mT.cov().reshape(h.shape[1], h.shape[1]),

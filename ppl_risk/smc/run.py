@@ -54,8 +54,10 @@ def run_smc(
     Args:
         problem: the problem. guide: a fitted guide to start from.
         particles, runs: per run, and independent runs (at least 4 for an interval).
-        keep: share surviving a level. moves: "pcn" (one call a step) or "gradient" (two); default the latter where the
-            margin has a gradient, until its acceptance falls in a corner of the event.
+        keep: share surviving a level.
+        moves: "gradient" (two calls a step), "pcn" (one) or "gibbs" (one; a few coordinates are drawn afresh at every second
+            turn: for events that depend on which few of many are large). Default "gradient" where the margin has one, until its
+            acceptance falls in a corner of the event, and else "pcn", which redraws coordinates that act through steps.
         max_levels: levels after which a run gives up. levels: fixed thresholds instead of adaptive ones.
         posterior_draws: rows given catastrophe over all runs. seed: reproduces. progress: show a bar.
         engine: where the runs go, None, a dask Client or an address; folder: keeps finished ones (`ppl_risk.parallel`).

@@ -24,8 +24,8 @@ from torch.distributions import Distribution, Independent, Normal
 from ppl_risk.errors import RiskError
 from ppl_risk.problem import RiskProblem
 from ppl_risk.provenance import Provenance
-from ppl_risk.uncertain_weights.network import UncertainNetwork
-from ppl_risk.uncertain_weights.posterior import spreads_of
+from ppl_risk.weight_posterior.network import UncertainNetwork
+from ppl_risk.weight_posterior.posterior import spreads_of
 
 __all__ = ["UncertainNetwork", "uncertain_weights"]
 

@@ -20,7 +20,7 @@ from torch.func import functional_call, vmap
 from ppl_risk.errors import RiskError
 from ppl_risk.inputs import Transport, transport_of
 from ppl_risk.network import named_modules
-from ppl_risk.uncertain_weights.posterior import Joint, Spread
+from ppl_risk.weight_posterior.posterior import Joint, Spread
 
 
 class UncertainNetwork(nn.Module):
