@@ -9,7 +9,7 @@ Two of them are the library's, `pcn` and `gradient`. The others are defined here
   between kicks: Beskos et al. 2011, doi:10.1016/j.spa.2011.06.003; without kicks in subset simulation: Wang, Broccardo, Song,
   arXiv 1706.01435; for networks, on a tempered event: Tit, Furon, Rousset 2023, PMLR 206:323-334). Kicks follow the gradient of
   log sigmoid((margin - level) / T) with T half the particles' mean excess over the level: for a straight boundary that balances
-  the pull of N(0, I) there. They are volume preserving and reversible whatever potential they come from, so accepting with
+  the pull of N(0, I) there (like the step, T is tuned on the particles that are moved). They are volume preserving and reversible whatever potential they come from, so accepting with
 
       min(1, exp((|u|^2 + |v|^2 - |u'|^2 - |v'|^2) / 2)) 1{margin(u') >= level}
 

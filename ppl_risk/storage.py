@@ -1,8 +1,8 @@
 """Estimates on disk and in ArviZ: `result.json`, `posterior.nc`, and the `xarray.DataTree` behind it.
 
 Groups (dims first): /posterior (chain, draw, ...) equal-weight draws given catastrophe; /sample_stats (chain, draw)
-log_weight and margin; /smc_history (chain, level); /svi_history (step); /rounds (round); /survival (threshold). Root attributes carry
-the number, its error, the diagnostics, the seed, the settings as JSON, and the versions.
+log_weight and margin; /smc_history (chain, level); /svi_history (step); /rounds (round); /survival (threshold). Root attributes
+carry the number, its error, the diagnostics, the seed, the settings as JSON, and the versions.
 """
 
 from __future__ import annotations

@@ -328,11 +328,17 @@ def test_the_engine_is_the_same_estimate_everywhere(client, tmp_path):
     known = linear_gaussian(3, 3.5)
     made = [
         estimate(known.problem, max_calls=4000, progress=False, **where)
-        for where in ({"folder": tmp_path / "here"}, {"engine": client}, {"engine": client, "folder": tmp_path / "here"})
+        for where in (
+            {"folder": tmp_path / "here"},
+            {"engine": client},
+            {"engine": client, "folder": tmp_path / "here"},
+        )
     ]
     for other in made[1:]:
         assert (other.log_prob, other.std_error, other.calls) == (made[0].log_prob, made[0].std_error, made[0].calls)
-        assert digest([dict(other.posterior), dict(other.stats)]) == digest([dict(made[0].posterior), dict(made[0].stats)])
+        assert digest([dict(other.posterior), dict(other.stats)]) == digest(
+            [dict(made[0].posterior), dict(made[0].stats)]
+        )
         assert other.evidence == made[0].evidence
     assert abs(made[0].log_prob - known.log_prob) < 4 * made[0].std_error
 

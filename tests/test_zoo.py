@@ -36,12 +36,12 @@ def test_a_model_is_sound_and_documented(name):
     ids=lambda v: str(v),
 )
 def test_truth_agrees_with_a_quick_estimate(name, parameters):
-    """Within 5 joint standard errors; a zero is held against SMC, which must not claim a number."""
+    """Within 5 joint standard errors; a zero is held against the engine, which must not claim a number."""
     truth = load_truth(name, **parameters)
     assert truth is not None
     problem = load_model(name, **parameters)
     if math.isinf(truth.log_prob):
-        estimate = pr.run_smc(problem, particles=60, seed=0, progress=False)
+        estimate = pr.estimate(problem, max_calls=5000, seed=0, progress=False)
         assert estimate.status is pr.Status.NO_HITS
         assert math.isnan(estimate.log_prob)
         return

@@ -93,7 +93,7 @@ def adapt(
         hit = torch.isfinite(log_weight)
         ess = effective_sample_size(log_weight)
         total = float(log_weight.logsumexp(0)) - math.log(len(log_weight))
-        rounds.append(Round(spread, ess, total, (len(mixture.laws) - 1) // 2))
+        rounds.append(Round(spread, ess, total, float((len(mixture.laws) - 1) // 2)))
         idle = idle + 1 if spread > GAIN * best else 0
         best = min(best, spread)
         if len(rounds) >= 2 and (spread < GOOD or (idle >= PATIENCE and ess > PLENTY / 3)):

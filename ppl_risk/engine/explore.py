@@ -24,6 +24,8 @@ ANCHORS = 96
 MARGIN_OF_DISTANCE = 2.0
 #: Below this many hits of SMC, points made from the searched ones stand beside them.
 FEW, COPIES = 40, 8
+#: Directions of the searched normals smaller than this share of the largest are rounding.
+SMALLEST_PART = 0.05
 #: Searched points from which the directions are taken from them alone.
 ENOUGH_FOUND = 8
 
@@ -116,7 +118,8 @@ def _typical(u: Tensor, normal: Tensor | None) -> tuple[Float[Tensor, "m d"], Fl
     chance = torch.special.log_ndtr(-u.norm(dim=-1))
     u, chance = u.repeat(COPIES, 1), (chance - chance.max()).exp().repeat(COPIES)
     if normal is not None:
-        across = torch.linalg.svd(normal, full_matrices=False).Vh[:MAX_RANK].mT
+        _, size, rows = torch.linalg.svd(normal, full_matrices=False)
+        across = rows[:MAX_RANK][size[:MAX_RANK] > SMALLEST_PART * size[0]].mT
         noise = torch.randn_like(u)
         u = u + noise - (noise @ across) @ across.mT
     return u, FEW * chance / chance.sum()

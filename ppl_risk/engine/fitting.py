@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from ppl_risk.engine.boundary import fit_boundary, optimal
@@ -70,7 +70,7 @@ def fit_mixture(evidence: Evidence, *, inflate: float, narrow: float) -> Mixture
     along = evidence.anchors @ basis
     features = evidence.normals if evidence.normals is not None else torch.nn.functional.normalize(along, dim=-1)
     labels = separate(gram_distances(features), along)
-    tree = cKDTree(along.cpu().numpy())
+    tree = KDTree(along.cpu().numpy())
 
     def place_of(u: Tensor) -> Tensor:
         return labels[torch.as_tensor(tree.query((u @ basis).cpu().numpy())[1], device=labels.device)]

@@ -92,8 +92,8 @@ def estimate(
     bar = tqdm(total=max_calls, disable=not progress, desc="estimate", unit="call", unit_scale=True)
     with problem.metered(max_calls) as meter, torch.no_grad(), bar:
         meter.forward_calls += PREFLIGHT_CALLS
-        if engine is not None or folder is not None:
-            meter.forward_calls += FINGERPRINT_CALLS
+        # Taken whether or not a key is read: the answer must not depend on who does the work.
+        meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
         fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units).run()
     return RiskEstimate(
@@ -110,8 +110,7 @@ class _Engine:
         units: dict[str, Any],
     ) -> None:  # fmt: skip
         self.problem, self.meter, self.bar, self.units = problem, meter, bar, units
-        # A key is read only where results outlive this call.
-        self.identity = "" if units["engine"] is None and units["folder"] is None else fingerprint(unmetered(problem))
+        self.identity = fingerprint(unmetered(problem))
         self.max_calls, self.target_cv = max_calls, target_cv
         self.rows = min(rows, max_calls // 50)
         self.planned = min(max_calls, PLANNED)
@@ -202,8 +201,8 @@ class _Engine:
         """Chunks of the last proposal until the target or the calls are reached."""
         left = self.meter.left - self.rows
         sizes = chunks(left, min(CHUNK, -(-left // CHUNKS)))
-        named = {} if not self.identity else {"mixture": name_of(mixture)}
-        plan = plan_units(self.identity, "engine-draws", [{"draws": n} | named for n in sizes], seed=self.seeds[3])
+        told = [{"draws": n, "mixture": name_of(mixture)} for n in sizes]
+        plan = plan_units(self.identity, "engine-draws", told, seed=self.seeds[3])
         # Waves are as large on one worker as on many: when to stop must not depend on who works.
         wave = WAVE if self.target_cv is not None else len(plan)
         results: list[dict[str, Any]] = []

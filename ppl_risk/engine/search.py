@@ -19,6 +19,10 @@ from ppl_risk.problem import RiskProblem
 FARTHEST = 37.0
 #: How far inside the linearised boundary a step aims, and the step below which a search has come to rest.
 INSIDE, STILL = 0.03, 0.02
+#: Turns after which a search that has not met the event and comes no nearer is taken to circle.
+PATIENCE = 2
+#: Step of the search afterwards.
+DAMPED = 0.3
 
 
 class Found(NamedTuple):
@@ -45,7 +49,7 @@ def nearest_catastrophes(problem: RiskProblem, starts: Float[Tensor, "n d"], *, 
     u = starts.double()
     best, best_normal = u.clone(), torch.zeros_like(u)
     distance = torch.full((len(u),), torch.inf, dtype=torch.float64, device=u.device)
-    step = torch.ones_like(distance)
+    step, highest = torch.ones_like(distance), torch.full_like(distance, -torch.inf)
     was_inside = torch.zeros_like(distance, dtype=torch.bool)
     active = torch.arange(len(u), device=u.device)
     for turn in range(steps):
@@ -69,7 +73,14 @@ def nearest_catastrophes(problem: RiskProblem, starts: Float[Tensor, "n d"], *, 
         # Aim a little inside, so that rounding and a convex boundary do not leave the point just outside.
         height = (normal * here).sum(-1) - margin / slope.clamp(min=1e-30) + INSIDE
         target = height.clamp(-FARTHEST, FARTHEST)[:, None] * normal
-        u[active] = here + torch.where((slope > 0)[:, None], step[active][:, None] * (target - here), 0.0)
+        # Between two faces of a corner that turns in circles: those still outside go straight to the boundary, and no nearer.
+        up = (INSIDE - margin / slope.clamp(min=1e-30)).clamp(-FARTHEST, FARTHEST)
+        circling = ~inside & (margin <= highest[active]) & torch.isinf(distance[active]) & (turn >= PATIENCE)
+        highest[active] = torch.maximum(highest[active], margin)
+        step[active] = torch.where(circling, DAMPED, step[active])
+        target = torch.where(circling[:, None], here + up[:, None] * normal, target)
+        length = torch.where(circling, 1.0, step[active])
+        u[active] = here + torch.where((slope > 0)[:, None], length[:, None] * (target - here), 0.0)
         moving = (u[active] - here).norm(dim=-1) > STILL
         active = active[(slope > 0) & moving & ~(inside & (gained.abs() < STILL) & (turn > 0))]
     found = torch.isfinite(distance) & (best_normal.abs().sum(-1) > 0)

@@ -95,9 +95,10 @@ def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) 
         return Status.LOW_ESS, (
             f"Only {weights.ess:.0f} effective draws of {weights.draws:,}, {SMALLEST_ESS:.0f} wanted. Raise max_calls."
         )
-    if climbs.finished < 2:
+    if not math.isfinite(agreement.sigmas):
         return Status.ONE_ROUTE, (
-            f"{climbs.finished} of {climbs.planned} runs of SMC finished within their share of the calls, so nothing checks "
-            "whether places are missing. Raise max_calls."
+            f"{climbs.finished} of {climbs.planned} runs of SMC finished within their share of the calls and the event was "
+            f"{'' if math.isfinite(climbs.log_prob) else 'not '}reached, so nothing checks whether places are missing. Raise "
+            "max_calls."
         )
     return Status.OK, ""

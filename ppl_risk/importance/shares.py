@@ -21,6 +21,7 @@ def best_shares(
         log_tilt: log q_k(u) - log N(u; 0, I) at weighted hits. weight: sum 1. floor: its sum is below 1.
 
     Example:
+        >>> import torch
         >>> tilt = torch.tensor([[0.0, -50.0], [0.0, -50.0]]).double()
         >>> best_shares(tilt, torch.ones(2).double() / 2, torch.full((2,), 0.1).double())
         tensor([0.9000, 0.1000], dtype=torch.float64)

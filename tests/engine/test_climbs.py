@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from builders import assert_means, linear_gaussian, standard
-from ppl_risk.engine.climbs import EFFORT, FEWEST_LEVELS, FEWEST_PARTICLES, OVERRUN, RUNS, climb, gather, plan, prior_error
+from ppl_risk.engine.climbs import (
+    EFFORT,
+    FEWEST_LEVELS,
+    FEWEST_PARTICLES,
+    OVERRUN,
+    RUNS,
+    climb,
+    gather,
+    plan,
+    prior_error,
+)
 from ppl_risk.parallel import Unit, plan_units, run_units
 from ppl_risk.problem import RiskProblem
 

@@ -60,7 +60,9 @@ def test_isotropic_normals_hold_no_direction(seed):
 def test_few_directions_above_isotropic_ones(seed):
     torch.manual_seed(seed)
     wanted = orthonormal(D, 3, seed)
-    normals = unit(torch.cat([cloud(90, 3) @ wanted.mT, 0.7 * unit(cloud(90, 3) @ wanted.mT) + 0.7 * unit(cloud(90, D))]))
+    normals = unit(
+        torch.cat([cloud(90, 3) @ wanted.mT, 0.7 * unit(cloud(90, 3) @ wanted.mT) + 0.7 * unit(cloud(90, D))])
+    )
     basis = subspace(normals, ones(180), cloud(9, D), ones(9) / 9)
     assert_orthonormal(basis)
     assert 3 <= basis.shape[1] <= 4  # one too many costs little, one too few a place

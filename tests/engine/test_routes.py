@@ -9,7 +9,7 @@ from builders import assert_means, linear_gaussian, two_sided
 from ppl_risk import Status
 from ppl_risk.engine.climbs import Climbs
 from ppl_risk.engine.final import KEPT, chunk, name_of, posterior_rows, weigh
-from ppl_risk.engine.verdict import Agreement, compare_routes, verdict
+from ppl_risk.engine.verdict import Agreement, better_route, compare_routes, verdict
 from ppl_risk.importance.gated import Gate, Gated, Tilted
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.parallel import plan_units, run_units
@@ -95,7 +95,6 @@ def test_smc_that_did_not_finish_checks_nothing(finished):
     assert f"{finished} of 4" in remedy
 
 
-@pytest.mark.xfail(strict=True, reason="runs of SMC that finish below the event count as a check")
 def test_smc_that_never_met_the_event_checks_nothing():
     assert judged(even(), climbs(math.nan, math.nan, 4), torch.zeros(0).double())[0] is not Status.OK
 
@@ -117,6 +116,17 @@ def test_too_few_effective_draws_are_refused():
     status, remedy = judged(few, climbs())
     assert status is Status.LOW_ESS
     assert "60 effective draws of 4,000" in remedy
+
+
+def test_smcs_number_replaces_one_that_no_weights_carry_and_no_other():
+    uneven = weights_of(torch.where(torch.arange(900) < 6, EXACT + 2.0 * torch.arange(900), -torch.inf).double())
+    assert uneven.ess < 100
+    second = climbs(EXACT - 0.3)
+    answer = better_route(uneven, second)
+    assert (answer.log_prob, answer.std_error, answer.ess) == (EXACT - 0.3, 0.2, uneven.ess)
+    assert better_route(weights_of(even()), second).log_prob == pytest.approx(EXACT, abs=0.02)
+    assert better_route(uneven, climbs(math.nan, math.nan, 4)) is uneven
+    assert better_route(uneven, climbs(EXACT, 0.2, 1)) is uneven
 
 
 def test_no_hit_is_a_bound_and_no_number():
@@ -169,7 +179,8 @@ def test_unbiased_though_the_gate_sees_one_side_only():
     """The prior's share sees the other side: 100 seeds."""
     known, made = two_sided(1.8, d=2), mixture(2, 1.8)
     ratios = [
-        math.exp(weigh(drawn(known.problem, made, [300, 200], seed), 2).log_prob - known.log_prob) for seed in range(100)
+        math.exp(weigh(drawn(known.problem, made, [300, 200], seed), 2).log_prob - known.log_prob)
+        for seed in range(100)
     ]
     assert_means(torch.tensor(ratios), 1.0)
 

@@ -44,15 +44,12 @@ def test_both_sides_are_found_and_nothing_between():
 
 def test_a_curved_boundary():
     """x_0 >= 3 + x_1^2 / 4: nearest at (3, 0)."""
-    found = nearest_catastrophes(
-        of(lambda x: x[:, 0] - 3 - x[:, 1].square() / 4, 4), starts(4), steps=12, calls=10_000
-    )
+    found = nearest_catastrophes(of(lambda x: x[:, 0] - 3 - x[:, 1].square() / 4, 4), starts(4), steps=12, calls=10_000)
     distance = found.u.norm(dim=-1)
     assert float(distance.min()) >= 3
-    assert float((distance < 3.1).double().mean()) > 0.7
+    assert float(distance.median()) < 3.1
 
 
-@pytest.mark.xfail(strict=True, reason="outside the event a search turns in circles between two faces with its full step")
 def test_a_corner_is_found():
     """min(x_0, x_1) >= 3: nearest at (3, 3), where the gradient belongs to one of two faces."""
     found = nearest_catastrophes(of(lambda x: x[:, :2].min(-1).values - 3, 2), starts(2), steps=40, calls=10_000)
@@ -153,7 +150,7 @@ def test_rays_find_both_sides_without_a_gradient(calls):
     torch.manual_seed(0)
     trail = starts(2, 200) + torch.tensor([3.0, 0.0]) * (torch.arange(200)[:, None] % 2 * 2 - 1)
     with problem.metered() as meter:
-        found = search_rays(problem, trail, calls)
+        found = search_rays(problem, trail, trail[:0], calls)
     assert meter.calls <= calls
     assert found.normal is None
     assert bool((found.u[:, 0].abs() >= 4).all())
@@ -163,11 +160,22 @@ def test_rays_find_both_sides_without_a_gradient(calls):
     assert bool((problem.margin_of_normal(inner) < 0).all())
 
 
-def test_rays_are_not_tried_in_many_dimensions():
-    problem = of(lambda x: x[:, 0] - 4, 9)
+def test_rays_in_many_dimensions_stay_where_catastrophes_are_known():
+    """Of max(x_0, x_1) >= 3 in forty dimensions hits show the plane."""
+    problem = of(lambda x: (x[:, :2].max(-1).values - 3).detach(), 40)
+    trail = starts(40, 200)
     with problem.metered() as meter:
-        assert len(search_rays(problem, starts(9), 1000).u) == 0
+        assert len(search_rays(problem, trail, trail[:0], 1000).u) == 0
     assert meter.calls == 0
+    hits = starts(40, 600, seed=2)
+    hits[:300, 0], hits[300:, 1] = 3.3, 3.3
+    torch.manual_seed(0)
+    with problem.metered() as meter:
+        found = search_rays(problem, trail, hits, 600)
+    assert meter.calls <= 600
+    assert len(found.u) >= 5
+    assert bool((problem.margin_of_normal(found.u) >= 0).all())
+    assert float(found.u[:, 2:].norm(dim=-1).max()) < 0.35 * float(found.u.norm(dim=-1).min())
 
 
 def test_evidence_before_the_first_proposal():
@@ -186,9 +194,7 @@ def test_evidence_before_the_first_proposal():
     assert len(evidence.seen) == len(evidence.hit) == 300
 
 
-@pytest.mark.parametrize(
-    "d", [pytest.param(d, marks=pytest.mark.xfail(strict=True, reason="no rank is cut from the normals")) for d in (3, 12)]
-)
+@pytest.mark.parametrize("d", [3, 12])
 def test_made_points_have_noise_across_the_normals(d):
     """Searches for x_0 >= 4 end at (4, 0, ..., 0); points given the event have standard normals beside it."""
     problem = of(lambda x: x[:, 0] - 4, d)

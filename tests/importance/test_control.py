@@ -38,7 +38,11 @@ def drawn(seed, draws):
 @pytest.fixture(scope="module")
 def many():
     made = [(controlled_mean(*parts), parts[0].exp().mean()) for parts in (drawn(seed, 2000) for seed in range(400))]
-    return np.array([m.log_prob for m, _ in made]), np.array([m.std_error for m, _ in made]), np.array([p for _, p in made])
+    return (
+        np.array([m.log_prob for m, _ in made]),
+        np.array([m.std_error for m, _ in made]),
+        np.array([p for _, p in made]),
+    )
 
 
 def test_unbiased_over_seeds(many):
