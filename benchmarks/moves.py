@@ -5,11 +5,12 @@ Two of them are the library's, `pcn` and `gradient`. The others are defined here
 - `elliptical`: elliptical slice sampling (Murray, Adams, MacKay 2010, arXiv 1001.0356) with the hard constraint as likelihood:
   u' = u cos t + xi sin t with xi ~ N(0, I), t uniform on the circle, the bracket of t shrunk towards 0 until margin(u') >= level.
   Every particle moves; one call an angle tried, and only particles whose angle failed are evaluated again. No step size.
-- `hamiltonian`: v ~ N(0, I), then three Verlet steps that leave N(0, I) x N(0, I) invariant (the pair (u, v) is rotated exactly
-  between kicks: Beskos et al. 2011, doi:10.1016/j.spa.2011.06.003; without kicks in subset simulation: Wang, Broccardo, Song,
-  arXiv 1706.01435; for networks, on a tempered event: Tit, Furon, Rousset 2023, PMLR 206:323-334). Kicks follow the gradient of
-  log sigmoid((margin - level) / T) with T half the particles' mean excess over the level: for a straight boundary that balances
-  the pull of N(0, I) there (like the step, T is tuned on the particles that are moved). They are volume preserving and reversible whatever potential they come from, so accepting with
+- `hamiltonian`: v ~ N(0, I), then three Verlet steps: the pair (u, v) is rotated exactly, which keeps its normal law, between
+  kicks of v (Beskos et al. 2011, doi:10.1016/j.spa.2011.06.003; in subset simulation: Wang, Broccardo, Song 2017, arXiv
+  1706.01435; for networks, on a tempered event: Tit, Furon, Rousset 2023, PMLR 206:323-334). Kicks follow the gradient of
+  log sigmoid((margin - level) / T) with T half the particles' mean excess over the level (tuned, as the step is, on the
+  particles that are moved): for a straight boundary that balances the pull of N(0, I) there. They preserve volume and are
+  reversible whatever potential they come from, so accepting with
 
       min(1, exp((|u|^2 + |v|^2 - |u'|^2 - |v'|^2) / 2)) 1{margin(u') >= level}
 

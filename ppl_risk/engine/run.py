@@ -43,8 +43,10 @@ METHOD = "mixture importance sampling, checked by SMC"
 FEWEST_CALLS = 2000
 #: Calls that a fingerprint takes, and chunks between two looks at `target_cv`.
 FINGERPRINT_CALLS, WAVE = 16, 2
-#: Exploration and adaptation are planned for at most so many calls; what is beyond goes into the number.
-PLANNED = 100_000
+#: Exploration and adaptation are planned for at most so many calls, with a target for fewer; what is beyond goes into the number.
+PLANNED, PLANNED_FOR_TARGET = 100_000, 20_000
+#: Numbers that the draws of one round, or of one chunk, may hold: in many dimensions these are cut into more and smaller ones.
+LARGEST_BATCH = 2**24
 #: Shares of the planned calls.
 PILOT, SEARCH, CLIMBS, BLIND_CLIMBS, ROUND, EXPLORED = 0.03, 0.08, 0.35, 0.4, 0.05, 0.65
 #: Share of hits among the prior's draws from which counting is as good as anything.
@@ -113,7 +115,8 @@ class _Engine:
         self.identity = fingerprint(unmetered(problem))
         self.max_calls, self.target_cv = max_calls, target_cv
         self.rows = min(rows, max_calls // 50)
-        self.planned = min(max_calls, PLANNED)
+        self.planned = min(max_calls, PLANNED if target_cv is None else PLANNED_FOR_TARGET)
+        self.most_rows = max(200, LARGEST_BATCH // problem.transport.dimension)
         self.seeds = child_seeds(seed, 4)
 
     def say(self, what: str) -> None:
@@ -146,7 +149,9 @@ class _Engine:
             if evidence is None:
                 return self.nothing(pilot, climbs)
             until = min(int(EXPLORED * self.planned), self.max_calls - self.max_calls // 4)
-            mixture, rounds, _ = adapt(problem, evidence, self.meter, draws=int(ROUND * self.planned), until=until)
+            mixture, rounds, _ = adapt(
+                problem, evidence, self.meter, draws=min(int(ROUND * self.planned), self.most_rows), until=until
+            )
         self.say("drawing")
         results, weights = self.draw(mixture)
         final = Points.of(climbs.final)
@@ -200,7 +205,8 @@ class _Engine:
     def draw(self, mixture: Mixture) -> tuple[list[dict[str, Any]], Weights]:
         """Chunks of the last proposal until the target or the calls are reached."""
         left = self.meter.left - self.rows
-        sizes = chunks(left, min(CHUNK, -(-left // CHUNKS)))
+        usual = CHUNK if self.target_cv is None else self.planned // CHUNKS
+        sizes = chunks(left, min(usual, self.most_rows, -(-left // CHUNKS)))
         told = [{"draws": n, "mixture": name_of(mixture)} for n in sizes]
         plan = plan_units(self.identity, "engine-draws", told, seed=self.seeds[3])
         # Waves are as large on one worker as on many: when to stop must not depend on who works.
