@@ -139,8 +139,8 @@ def run() -> str:
     return (
         text
         + (
-            "Relative RMSE / efficiency (calls of plain Monte Carlo for the same error, bias counted, over calls spent; errors below "
-            "1e-4 count as 1e-4, the precision of the margins) / coverage "
+            "Relative RMSE / efficiency (calls of plain Monte Carlo for the same error, bias counted, over calls spent; errors "
+            "below 1e-4 count as 1e-4, the precision of the margins) / coverage "
             f"of 95 % intervals, {BESIDE_PEERS} seeds. A failure counts as 1 in the last row. Ours over the best peer's: "
             f"{means['ours'] / best:.0f}; smallest of ours {10 ** min(logs['ours']):.3g}. The peers' runs: "
             "`PEERS/bin/python -m benchmarks.peers --out benchmarks/out/peers.jsonl`.\n\n"

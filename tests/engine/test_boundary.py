@@ -49,13 +49,16 @@ def test_the_boundary_is_recovered(kind, roughness):
 
 def test_the_bulge_is_recovered():
     """|rest|^2 / others - 1 varies little, so a ridge of fixed size would hide its coefficient."""
-    torch.manual_seed(1)
     truth = Gate(3.0, 0.3, doubles(0.2), doubles(0.0), 4.0)
-    height, v, bulge = HEIGHTS["normal"](), normals(N, 1), normals(N, 200).square().mean(-1) - 1
-    found = fit_boundary(height, v, bulge, outcomes(truth, height, v, bulge))
-    assert found is not None
-    assert found.bulge == pytest.approx(4.0, abs=0.5)
-    assert found.start == pytest.approx(3.0, abs=0.05)
+    bulges, few = [], 300
+    for seed in range(8):
+        torch.manual_seed(seed)
+        height, v, bulge = HEIGHTS["normal"]()[:few], normals(few, 1), normals(few, 200).square().mean(-1) - 1
+        found = fit_boundary(height, v, bulge, outcomes(truth, height, v, bulge))
+        assert found is not None
+        assert found.start == pytest.approx(3.0, abs=0.2)
+        bulges.append(found.bulge)
+    assert np.mean(bulges) == pytest.approx(4.0, abs=0.8)
 
 
 def test_a_sharp_boundary_is_as_smooth_as_is_allowed():
@@ -122,4 +125,6 @@ def test_the_optimal_gate_is_not_that_of_the_event(start, roughness):
     least = float(np.trapezoid(norm.pdf(t) * np.sqrt(norm.cdf((t - start) / roughness)), t)) ** 2
     least /= norm.sf(start / math.sqrt(1 + roughness**2)) ** 2
     assert least <= second_moment(optimal(truth), truth) < 1.1 * least
+    gate = optimal(truth)
+    assert norm.cdf((start - gate.start) / gate.roughness) == pytest.approx(math.sqrt(0.5), abs=2e-3)
     assert second_moment(truth, truth) > 2 * second_moment(optimal(truth), truth)

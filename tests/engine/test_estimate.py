@@ -186,12 +186,12 @@ def test_the_budget_of_many_calls_goes_into_the_number():
 
 def test_a_target_stops_early_and_is_met():
     known = linear_gaussian(4, 4.0)
-    found = estimate(known.problem, 40_000, target_cv=0.02)
-    full = estimate(known.problem, 40_000)
+    full = estimate(known.problem, 20_000)
+    target = 1.25 * full.std_error  # a quarter of the draws is not enough, all are too many
+    found = estimate(known.problem, 20_000, target_cv=target)
     assert found.status is Status.OK
-    assert found.std_error <= 0.02
-    assert found.calls < 0.85 * full.calls
-    assert full.std_error < found.std_error
+    assert full.std_error < found.std_error <= target
+    assert found.calls < 0.95 * full.calls
     assert_within(found.log_prob, known.log_prob, found.std_error)
     common = estimate(linear_gaussian(3, 0.5).problem, 100_000, target_cv=0.05)
     assert common.std_error <= 0.05
@@ -213,14 +213,16 @@ def everything(found):
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_does_not():
-    known = two_sided(3.5)
+    known = two_sided(2.8)
     torch.manual_seed(11)
     state = torch.get_rng_state()
     first = estimate(known.problem, 3000, seed=5)
     assert torch.equal(torch.get_rng_state(), state)
     torch.manual_seed(12)
     assert everything(estimate(known.problem, 3000, seed=5)) == everything(first)
-    assert everything(estimate(known.problem, 3000, seed=6)) != everything(first)
+    other = estimate(known.problem, 3000, seed=6)
+    assert everything(other) != everything(first)
+    assert other.evidence["smc_log10_p"] != first.evidence["smc_log10_p"]
 
 
 def test_a_folder_keeps_every_draw(tmp_path):
@@ -312,6 +314,11 @@ def test_undefined_margins_are_never_counted(monkeypatch):
     bad = RiskProblem(lambda x: torch.where(x[:, 0] > 3.2, torch.nan, x[:, 0] - 3), standard(2))
     with pytest.raises(PreflightError, match="NaN"):
         estimate(bad)
+
+    # Where the event is common no second route looks.
+    common = RiskProblem(lambda x: torch.where(x[:, 1] > 3.0, torch.nan, x[:, 0]), standard(2))
+    with pytest.raises(PreflightError, match="NaN"):
+        estimate(common, 20_000)
 
     # The same where only the last draws meet them.
     broken = []

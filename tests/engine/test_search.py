@@ -57,6 +57,14 @@ def test_a_corner_is_found():
     assert float(found.u.norm(dim=-1).min()) < 3 * math.sqrt(2) + 0.3
 
 
+@pytest.mark.xfail(strict=True, reason="a search that leaves the event over the edge of a corner comes to rest far inside")
+def test_a_corner_is_come_down_to_from_inside():
+    """Nearest at (3, 3), 4.24 away."""
+    inside = starts(2).abs() + 6
+    found = nearest_catastrophes(of(lambda x: x.min(-1).values - 3, 2), inside, steps=30, calls=10_000)
+    assert float(found.u.norm(dim=-1).median()) < 3 * math.sqrt(2) + 0.3
+
+
 @pytest.mark.parametrize("slant", [0.0, 0.7, 1.0])
 def test_a_corner_does_no_harm(slant):
     """min(x_0, slant x_0 + (1 - slant) x_1) >= 3: whatever is found is a catastrophe, on one face or the other."""
@@ -142,6 +150,15 @@ def test_search_starts_from_the_best_and_from_all_around():
         found = search(problem, pilot_of(problem, 3), 500)
     assert meter.calls <= 300 + 500
     assert {-1.0, 1.0} == set(found.u[:, 0].sign().tolist())
+
+
+def test_some_searches_start_further_out_than_any_draw():
+    """relu(|x_0| - 3.2) is flat wherever the prior's draws are, and not at twice their length."""
+    problem = of(lambda x: torch.relu(x[:, 0].abs() - 3.2) - 0.5, 2)
+    u = starts(2, 300, seed=1).clamp(-3.0, 3.0)
+    found = search(problem, Pilot(u, problem.margin_of_normal(u)), 2000)
+    assert len(found.u) >= 1
+    assert float((found.u[:, 0].abs() - 3.7).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("calls", [100, 400])

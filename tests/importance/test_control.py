@@ -1,4 +1,4 @@
-"""Control variates from the mixture itself: unbiased, never worse by more than noise, exact where they can be, errors that are right."""
+"""Control variates from the mixture itself: unbiased, not worse beyond noise, exact where they can be, their errors right."""
 
 import math
 
