@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ppl_risk.engine.explore import with_normals
 from ppl_risk.engine.fitting import Evidence, fit_mixture
-from ppl_risk.importance.gated import Points
+from ppl_risk.importance.gated import Gated, Points
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.importance.pareto import effective_sample_size
 from ppl_risk.problem import Meter, RiskProblem
@@ -93,7 +93,7 @@ def adapt(
         hit = torch.isfinite(log_weight)
         ess = effective_sample_size(log_weight)
         total = float(log_weight.logsumexp(0)) - math.log(len(log_weight))
-        rounds.append(Round(spread, ess, total, float((len(mixture.laws) - 1) // 2)))
+        rounds.append(Round(spread, ess, total, float(sum(isinstance(law, Gated) for law in mixture.laws) // 2)))
         idle = idle + 1 if spread > GAIN * best else 0
         best = min(best, spread)
         if len(rounds) >= 2 and (spread < GOOD or (idle >= PATIENCE and ess > PLENTY / 3)):

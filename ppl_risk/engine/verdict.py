@@ -56,7 +56,8 @@ def compare_routes(weights: Weights, climbs: Climbs, particles: int, log_weight:
 def better_route(weights: Weights, climbs: Climbs) -> Weights:
     """SMC's number in place of one that the weights cannot carry; what the weights say stays as it is."""
     worthless = not weights.k_hat < USABLE and weights.ess < SMALLEST_ESS
-    if not (worthless and climbs.finished >= 2 and math.isfinite(climbs.log_prob)):
+    known = math.isfinite(weights.log_prob) and math.isfinite(climbs.log_prob)
+    if not (worthless and known and climbs.finished >= 2):
         return weights
     return weights._replace(log_prob=climbs.log_prob, std_error=climbs.std_error)
 
@@ -86,7 +87,7 @@ def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) 
             f"{agreement.uncovered:.0%} of SMC's catastrophes lie where the proposal hardly goes: places may be missing. Raise "
             "max_calls."
         )
-    if not weights.k_hat < USABLE and not weights.ess > 10 * SMALLEST_ESS:
+    if weights.k_hat >= USABLE and not weights.ess > 10 * SMALLEST_ESS:
         return Status.KHAT_HIGH, (
             f"k-hat {weights.k_hat:.2f} >= {USABLE}: a few draws carry the weights, too many directions lead to the event. Raise "
             "max_calls, or use ppl_risk.run_smc with many particles."

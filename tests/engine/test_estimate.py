@@ -178,8 +178,8 @@ def test_the_budget_is_never_passed_and_every_row_is_booked(name, max_calls):
 
 def test_the_budget_of_many_calls_goes_into_the_number():
     network, problem = counting(MARGINS["two sides"], 3)
-    found = estimate(problem, 120_000, posterior_draws=0)
-    assert network.calls == found.calls <= 120_000
+    found = estimate(problem, 110_000, posterior_draws=0)
+    assert network.calls == found.calls <= 110_000
     assert found.evidence["draws"] > 45_000
     assert found.posterior == {}
 
@@ -316,7 +316,8 @@ def test_undefined_margins_are_never_counted(monkeypatch):
         estimate(bad)
 
     # Where the event is common no second route looks.
-    common = RiskProblem(lambda x: torch.where(x[:, 1] > 3.0, torch.nan, x[:, 0]), standard(2))
+    common = RiskProblem(lambda x: torch.where(x[:, 1] < -3.2, torch.nan, x[:, 0]), standard(2))
+    require_sound(common)
     with pytest.raises(PreflightError, match="NaN"):
         estimate(common, 20_000)
 

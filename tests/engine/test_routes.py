@@ -210,3 +210,8 @@ def test_a_mixtures_name_is_its_own():
     names = {name_of(m) for m in (mixture(3, 2.5), mixture(3, 2.500001), mixture(4, 2.5), mixture(3, 2.5))}
     assert len(names) == 3
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_no_number_of_smc_where_there_is_none_to_replace():
+    """Without a hit the verdict speaks of no number; SMC's must not slip in."""
+    assert math.isnan(better_route(weights_of(torch.full((100,), -torch.inf).double()), climbs()).log_prob)

@@ -57,7 +57,9 @@ def test_a_corner_is_found():
     assert float(found.u.norm(dim=-1).min()) < 3 * math.sqrt(2) + 0.3
 
 
-@pytest.mark.xfail(strict=True, reason="a search that leaves the event over the edge of a corner comes to rest far inside")
+@pytest.mark.xfail(
+    strict=True, reason="a search that leaves the event over the edge of a corner comes to rest far inside"
+)
 def test_a_corner_is_come_down_to_from_inside():
     """Nearest at (3, 3), 4.24 away."""
     inside = starts(2).abs() + 6

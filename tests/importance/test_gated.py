@@ -31,7 +31,7 @@ LAWS = {
     "no rest": Tilted(basis(2, 2), doubles(1.0, -0.5), doubles(0.8, 1.2)),
     "rest": Tilted(basis(6, 2), doubles(0.7, -0.5), doubles(0.8, 1.2), 0.9),
     "wide rest": Tilted(basis(4, 1), doubles(0.7), doubles(1.0), 1.15),
-    "gate on a line": Gated(basis(1, 1), doubles(9.0), doubles(7.0), gate=FLAT),
+    "gate on a line": Gated(basis(1, 1), doubles(0.9), doubles(0.6), gate=FLAT),
     "gate, bent, no rest": Gated(basis(3, 3), doubles(0.0, 0.5, -0.3), doubles(1.0, 0.8, 1.2), gate=BENT),
     "gate, bent, rest": Gated(basis(6, 3), doubles(0.0, 0.5, -0.3), doubles(1.0, 0.8, 1.2), 0.9, gate=BENT),
     "gate with a bulge": Gated(
