@@ -22,6 +22,8 @@ RAY_STEP, RAY_END = 0.5, 8.0
 ANCHORS = 96
 #: Searched points this much further out than the nearest do not matter: e^{-r^2/2} there is below 1e-4 of its value.
 MARGIN_OF_DISTANCE = 2.0
+#: The same along rays, which meet the event anywhere and not where it is nearest.
+MARGIN_OF_RAYS = 0.75
 #: Below this many hits of SMC, points made from the searched ones stand beside them.
 FEW, COPIES = 40, 8
 #: Directions of the searched normals smaller than this share of the largest are rounding.
@@ -90,7 +92,8 @@ def first_evidence(problem: RiskProblem, pilot: Pilot, climbs: Climbs, found: Fo
     apart = INDEPENDENT if len(found.u) < ENOUGH_FOUND else 0.0
     trust = torch.full((len(anchors),), apart, dtype=torch.float64, device=hits.device)
     if len(found.u):
-        near = found.u.norm(dim=-1) < found.u.norm(dim=-1).min() + MARGIN_OF_DISTANCE
+        further = MARGIN_OF_RAYS if found.normal is None else MARGIN_OF_DISTANCE
+        near = found.u.norm(dim=-1) < found.u.norm(dim=-1).min() + further
         normal = None if found.normal is None else found.normal[near]
         anchors, trust = torch.cat([anchors, found.u[near]]), torch.cat([trust, trust.new_ones(int(near.sum()))])
         normals = None if normals is None or normal is None else torch.cat([normals, normal])

@@ -62,7 +62,7 @@ def weigh(results: list[dict[str, Any]], components: int) -> Weights:
     log_ratio = tilts - (tilts + shares.log()).logsumexp(-1, keepdim=True)
     log_weight = torch.where(margin >= 0, -(tilts + shares.log()).logsumexp(-1), -torch.inf)
     hits = log_weight[torch.isfinite(log_weight)]
-    mean = controlled_mean(log_weight, log_ratio, stratum)
+    mean = controlled_mean(log_weight, log_ratio, stratum, replicates=[len(r["margin"]) for r in results])
     known = len(hits) > 0 and not bool(torch.isnan(margin).any())
     return Weights(
         mean.log_prob if known else math.nan, mean.std_error, pareto_khat(hits), effective_sample_size(hits), len(hits),

@@ -208,7 +208,8 @@ class _Engine:
         left = self.meter.left - self.rows
         usual = CHUNK if self.target_cv is None else self.planned // CHUNKS
         sizes = chunks(left, min(usual, self.most_rows, -(-left // CHUNKS)))
-        told = [{"draws": n, "mixture": name_of(mixture)} for n in sizes]
+        name = name_of(mixture)
+        told = [{"draws": n, "mixture": name} for n in sizes]
         plan = plan_units(self.identity, "engine-draws", told, seed=self.seeds[3])
         # Waves are as large on one worker as on many: when to stop must not depend on who works.
         wave = WAVE if self.target_cv is not None else len(plan)

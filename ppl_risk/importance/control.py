@@ -8,11 +8,15 @@ doi:10.1080/01621459.2000.10473909). The draws are stratified by component, and 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+#: Fewer independent parts say too little of their spread.
+FEWEST_REPLICATES = 5
 
 
 class Mean(NamedTuple):
@@ -23,12 +27,15 @@ class Mean(NamedTuple):
 
 
 def controlled_mean(
-    log_weight: Float[Tensor, " draws"], log_ratio: Float[Tensor, "draws components"], stratum: Int[Tensor, " draws"]
-) -> Mean:
+    log_weight: Float[Tensor, " draws"], log_ratio: Float[Tensor, "draws components"], stratum: Int[Tensor, " draws"],
+    replicates: Sequence[int] | None = None,
+) -> Mean:  # fmt: skip
     """Mean of the weights, less what the components explain of it.
 
     Args:
         log_weight: log of phi 1{hit} / q. log_ratio: log of q_k / q. stratum: the component that gave each draw.
+        replicates: sizes of independent parts that the draws came in; where their means spread more than the draws say, that is
+            the error: with heavy weights either figure may be low.
 
     Example:
         >>> flat = controlled_mean(torch.full((9,), -3.0), torch.zeros(9, 1), torch.zeros(9, dtype=torch.long))
@@ -48,7 +55,17 @@ def controlled_mean(
     if not float(rest.mean()) > 0:
         rest = weight
     mean = float(rest.mean())
-    return Mean(peak + math.log(mean), _stratified_error(rest, stratum) / mean)
+    error = _stratified_error(rest, stratum)
+    if replicates is not None and len(replicates) >= FEWEST_REPLICATES:
+        error = max(error, _replicate_error(rest, replicates))
+    return Mean(peak + math.log(mean), error / mean)
+
+
+def _replicate_error(value: Tensor, sizes: Sequence[int]) -> float:
+    """Standard error of the mean from the means of independent parts."""
+    means = torch.stack([part.mean() for part in value.split(list(sizes))])
+    share = torch.tensor(sizes, dtype=value.dtype, device=value.device) / len(value)
+    return math.sqrt(len(sizes) / (len(sizes) - 1) * float((share * (means - value.mean())).square().sum()))
 
 
 def _stratified_error(value: Tensor, stratum: Tensor) -> float:

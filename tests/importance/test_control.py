@@ -103,3 +103,15 @@ def test_no_hit_is_no_number():
     found = controlled_mean(torch.full((5,), -torch.inf), torch.zeros(5, 2), torch.zeros(5).long())
     assert found.log_prob == -math.inf
     assert math.isnan(found.std_error)
+
+
+def test_replicates_that_disagree_are_believed():
+    """Parts whose means differ more than their draws allow: the error is that of the parts."""
+    parts = [torch.full((100,), math.log(level), dtype=torch.float64) for level in (1.0, 2.0, 1.0, 2.0, 1.0, 2.0)]
+    log_weight, one = torch.cat(parts), torch.zeros(600, 1, dtype=torch.float64)
+    stratum = torch.zeros(600, dtype=torch.long)
+    alone = controlled_mean(log_weight, one, stratum)
+    together = controlled_mean(log_weight, one, stratum, replicates=[100] * 6)
+    assert together.log_prob == alone.log_prob
+    assert together.std_error == pytest.approx(math.sqrt(0.3 / 6) / 1.5, rel=1e-6)
+    assert alone.std_error < together.std_error / 5
