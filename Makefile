@@ -17,7 +17,7 @@ estimate: $(STAMP)
 	@$(VENV)/bin/ppl-risk estimate digits; code=$$?; [ $$code -eq 0 ] || [ $$code -eq 2 ]
 
 test: $(STAMP)
-	$(PY) -m pytest -q
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
 
 bench: $(STAMP)
 	$(PY) -m benchmarks

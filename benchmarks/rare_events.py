@@ -122,8 +122,9 @@ def run() -> str:
         logs["ours"].append(math.log10(1.0 if first.failed else first.efficiency))
         for peer in peers:
             found = theirs.get((label, peer), "not run")
-            few = isinstance(found, Score) and found.runs < BESIDE_PEERS
-            cells[peer] = f"{found} [{found.runs} seeds]" if few else str(found)
+            cells[peer] = str(found)
+            if isinstance(found, Score) and found.runs < BESIDE_PEERS:
+                cells[peer] = f"{found} [{found.runs} seeds]"
             worth = found.efficiency if isinstance(found, Score) and not found.failed else 1.0
             logs[peer].append(math.log10(worth))
         against.append(cells)
@@ -143,9 +144,8 @@ def run() -> str:
         + (
             "Relative RMSE / efficiency (calls of plain Monte Carlo for the same error, bias counted, over calls spent; errors "
             "below 1e-4 count as 1e-4, the precision of the margins) / coverage "
-            f"of 95 % intervals, {BESIDE_PEERS} seeds. In the last row a failure, or a problem too large for a system, counts as 1. "
-            f"Ours over the best peer's: "
-            f"{means['ours'] / best:.0f}; smallest of ours {10 ** min(logs['ours']):.3g}. The peers' runs: "
+            f"of 95 % intervals, {BESIDE_PEERS} seeds. In the last row a failure, or a problem too large for a system, counts as "
+            f"1. Ours over the best peer's: {means['ours'] / best:.0f}; smallest of ours {10 ** min(logs['ours']):.3g}. Runs: "
             "`PEERS/bin/python -m benchmarks.peers --out benchmarks/out/peers.jsonl`.\n\n"
         )
         + table(against)
