@@ -28,11 +28,10 @@ def test_a_model_is_sound_and_documented(name):
     assert (shelf("models") / name / "card.md").read_text().startswith("#")
 
 
-# All 13,130 weights of digits_weights take seconds a run; their collapsed twin, of the same law, stands for them. The 1e-6 of the
-# trained networks take more particles than a test should.
+# All 13,130 weights of digits_weights take seconds a run; their collapsed twin, of the same law, stands for them.
 @pytest.mark.parametrize(
     ("name", "parameters"),
-    [e for e in ENTRIES if e[1] != {"layers": "all"} and e[1].get("rarity") != "1e-6"],
+    [e for e in ENTRIES if e[1] != {"layers": "all"}],
     ids=lambda v: str(v),
 )
 def test_truth_agrees_with_a_quick_estimate(name, parameters):

@@ -19,6 +19,7 @@ from ppl_risk.engine.fitting import Evidence, fit_mixture
 from ppl_risk.importance.gated import Gated, Points
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.importance.pareto import effective_sample_size
+from ppl_risk.importance.sampling import log_mean_and_error
 from ppl_risk.problem import Meter, RiskProblem
 
 #: Shares of all narrow gates together at first, when a place may have been found and not yet weighed, and later.
@@ -41,24 +42,34 @@ class Round(NamedTuple):
 
 
 class _Archive:
-    """Draws of all rounds, and the tilt of every round's proposal at each."""
+    """Draws of all rounds, and the tilt of every round's proposal at each, computed once."""
 
     def __init__(self) -> None:
-        self.rounds: list[tuple[Mixture, Tensor, int]] = []
+        self.rounds: list[tuple[Mixture, Tensor]] = []
         self.points: list[Points] = []
         self.margin: list[Tensor] = []
+        self.tilts: list[list[Tensor]] = []
 
     def add(self, mixture: Mixture, points: Points, shares: Tensor, margin: Tensor) -> None:
-        self.rounds.append((mixture, shares, len(margin)))
+        """Draws of a new round."""
+        for known, tilts in zip(self.points, self.tilts, strict=True):
+            tilts.append(log_tilt(mixture, known, shares))
+        self.rounds.append((mixture, shares))
         self.points.append(points)
         self.margin.append(margin)
+        self.tilts.append([log_tilt(old, points, of) for old, of in self.rounds])
+
+    def newest(self) -> Tensor:
+        """Log weights of the last round against its own proposal."""
+        return torch.where(self.margin[-1] >= 0, -self.tilts[-1][-1], -torch.inf)
 
     def log_weight(self) -> Tensor:
-        total = sum(n for *_, n in self.rounds)
+        """Log weights of all rounds against all proposals."""
+        sizes = [len(margin) for margin in self.margin]
         parts = []
-        for points, margin in zip(self.points, self.margin, strict=True):
-            tilts = [log_tilt(mixture, points, shares) + math.log(n / total) for mixture, shares, n in self.rounds]
-            parts.append(torch.where(margin >= 0, -torch.stack(tilts).logsumexp(0), -torch.inf))
+        for tilts, margin in zip(self.tilts, self.margin, strict=True):
+            mixed = [tilt + math.log(n / sum(sizes)) for tilt, n in zip(tilts, sizes, strict=True)]
+            parts.append(torch.where(margin >= 0, -torch.stack(mixed).logsumexp(0), -torch.inf))
         return torch.cat(parts)
 
 
@@ -69,8 +80,8 @@ def log_tilt(mixture: Mixture, points: Points, shares: Tensor) -> Tensor:
 
 def spread_of(log_weight: Tensor) -> float:
     """Standard deviation of the weights over their mean; infinite where all are zero."""
-    log_mean = log_weight.logsumexp(0) - math.log(len(log_weight))
-    return float((log_weight - log_mean).exp().std()) if bool(torch.isfinite(log_mean)) else math.inf
+    log_mean, std_error = log_mean_and_error(log_weight)
+    return std_error * math.sqrt(len(log_weight)) if math.isfinite(log_mean) else math.inf
 
 
 def adapt(
@@ -88,11 +99,11 @@ def adapt(
         drawn = mixture.sample(draws)
         margin = problem.margin_of_normal(drawn.points.u.to(problem.dtype))
         archive.add(mixture, drawn.points, drawn.shares, margin)
-        spread = spread_of(torch.where(margin >= 0, -log_tilt(mixture, drawn.points, drawn.shares), -torch.inf))
+        spread = spread_of(archive.newest())
         log_weight = archive.log_weight()
         hit = torch.isfinite(log_weight)
         ess = effective_sample_size(log_weight)
-        total = float(log_weight.logsumexp(0)) - math.log(len(log_weight))
+        total = log_mean_and_error(log_weight)[0]
         rounds.append(Round(spread, ess, total, float(sum(isinstance(law, Gated) for law in mixture.laws) // 2)))
         idle = idle + 1 if spread > GAIN * best else 0
         best = min(best, spread)

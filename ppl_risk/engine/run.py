@@ -196,7 +196,8 @@ class _Engine:
             if self.target_cv is not None and math.sqrt((1 - hits / draws) / hits) <= self.target_cv:
                 break
             more = self.draw_prior(min(left, CHUNK // 10))
-            rows.append(more.u[more.margin >= 0][: self.rows])
+            if sum(map(len, rows)) < self.rows:
+                rows.append(more.u[more.margin >= 0][: self.rows])
             hits, draws = hits + int((more.margin >= 0).sum()), draws + len(more.u)
             self.say("counting")
         x = self.problem.from_normal(torch.cat(rows)[: self.rows // 4 * 4])

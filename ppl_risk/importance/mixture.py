@@ -13,6 +13,17 @@ from torch import Tensor
 from ppl_risk.importance.gated import Points, Tilted
 
 
+def proportional(shares: Float[Tensor, " laws"], draws: int) -> Int[Tensor, " laws"]:
+    """Whole numbers in proportion to shares (sum 1) that add up to `draws`.
+
+    Example:
+        >>> proportional(torch.tensor([0.1, 0.25, 0.65]), 10)
+        tensor([1, 3, 6])
+    """
+    ends = (shares.cumsum(0) * draws).round().long()
+    return torch.diff(ends, prepend=ends.new_zeros(1))
+
+
 class Drawn(NamedTuple):
     """Draws with the component that gave each, and the share of the draws that each component really gave."""
 
@@ -37,8 +48,7 @@ class Mixture:
 
     def counts(self, draws: int) -> Int[Tensor, " laws"]:
         """How many of the draws each component gives."""
-        ends = (self.shares.cumsum(0) * draws / self.shares.sum()).round().long()
-        return torch.diff(ends, prepend=ends.new_zeros(1))
+        return proportional(self.shares / self.shares.sum(), draws)
 
     def sample(self, draws: int) -> Drawn:
         """Draws of u, component after component."""

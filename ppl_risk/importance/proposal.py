@@ -17,6 +17,8 @@ import torch.distributions as td
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_risk.importance.mixture import proportional
+
 
 class Proposal:
     """A mixture sampled in proportion: component k gives round(share_k n) draws, weighted against the whole mixture."""
@@ -27,11 +29,9 @@ class Proposal:
 
     def sample(self, draws: int) -> tuple[Float[Tensor, "draws d"], Float[Tensor, " draws"]]:
         """Draws and their log density under the mixture in the proportions really drawn."""
-        ends = torch.round(self.shares.cumsum(0) * draws).long().tolist()
-        counts = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-        u = torch.cat([c.sample((n,)) for c, n in zip(self.components, counts, strict=True) if n])
-        actual = torch.tensor(counts, dtype=torch.float64, device=u.device) / draws
-        return u, self.log_prob(u, actual)
+        counts = proportional(self.shares, draws)
+        u = torch.cat([c.sample((n,)) for c, n in zip(self.components, counts.tolist(), strict=True) if n])
+        return u, self.log_prob(u, counts.to(u.device, torch.float64) / draws)
 
     def log_parts(self, u: Float[Tensor, "draws d"]) -> Float[Tensor, "draws components"]:
         """Log density of each component."""

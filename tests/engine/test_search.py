@@ -50,6 +50,14 @@ def test_a_curved_boundary():
     assert float(distance.median()) < 3.1
 
 
+@pytest.mark.xfail(
+    strict=True, reason="a search that circled outside is damped, and 12 steps then bring two in three so near"
+)
+def test_a_curved_boundary_is_reached_by_most():
+    found = nearest_catastrophes(of(lambda x: x[:, 0] - 3 - x[:, 1].square() / 4, 4), starts(4), steps=12, calls=10_000)
+    assert float((found.u.norm(dim=-1) < 3.1).double().mean()) > 0.7
+
+
 def test_a_corner_is_found():
     """min(x_0, x_1) >= 3: nearest at (3, 3), where the gradient belongs to one of two faces."""
     found = nearest_catastrophes(of(lambda x: x[:, :2].min(-1).values - 3, 2), starts(2), steps=40, calls=10_000)
