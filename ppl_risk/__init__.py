@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from ppl_risk.layerwise import fit_layerwise as fit_layerwise
     from ppl_risk.preflight import check as check
     from ppl_risk.problem import RiskProblem as RiskProblem
+    from ppl_risk.propagation import propagate as propagate
+    from ppl_risk.propagation import propagated_log_prob as propagated_log_prob
     from ppl_risk.provenance import Provenance as Provenance
     from ppl_risk.rank_search import choose_rank as choose_rank
     from ppl_risk.risk_estimate import RiskEstimate as RiskEstimate
@@ -45,7 +47,7 @@ _HOME = {
     "UpdateSketch": "selection", "all_of": "systems", "any_of": "systems", "at_least": "systems", "check": "preflight",
     "choose_rank": "rank_search", "compare": "comparison", "estimate": "engine", "fit_layerwise": "layerwise",
     "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo", "monte_carlo": "crude_monte_carlo",
-    "run_smc": "smc", "select": "selection", "uncertain_weights": "weight_posterior",
+    "propagate": "propagation", "propagated_log_prob": "propagation", "run_smc": "smc", "select": "selection", "uncertain_weights": "weight_posterior",
 }  # fmt: skip
 _ROOMS = ("guides", "inputs", "plots")
 

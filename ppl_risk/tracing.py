@@ -46,6 +46,7 @@ class Step:
         parents: the steps it reads. shape: of what it returns for a batch of one row; the 1 may stand anywhere.
         call: values of the parents, in order, on a batch of one row -> its value. Many rows at once: `torch.vmap` of it.
         arguments, keywords: what the operator is called with; a `Ref` for a parent. site: the layer's name, or "".
+        output: which of several results it is, as in `max` along a dimension; None of one.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Step:
     arguments: tuple[Any, ...] = ()
     keywords: Mapping[str, Any] = field(default_factory=dict)
     site: str = ""
+    output: Any = None
 
     @property
     def size(self) -> int:
@@ -202,7 +204,7 @@ def _step(node: Node, source: Node, index: Any, parents: tuple[str, ...], consta
 
     site = str(arguments[1]) if schema == SITE else ""
     call = (lambda *values: values[0]) if site else call
-    return Step(node.name, name, parents, _shape(node), call, tuple(arguments), dict(keywords), site)
+    return Step(node.name, name, parents, _shape(node), call, tuple(arguments), dict(keywords), site, index)
 
 
 def _shape(node: Node) -> torch.Size:

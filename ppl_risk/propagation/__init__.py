@@ -1,0 +1,5 @@
+"""Propagation: the law of the input carried through the network, layer by layer, and a probability read off it."""
+
+from ppl_risk.propagation.run import PropagatedLaw, propagate, propagated_log_prob
+
+__all__ = ["PropagatedLaw", "propagate", "propagated_log_prob"]

@@ -1,0 +1,100 @@
+r"""The law of the input as propagation starts it: u ~ N(centre, I - A A^T) in the normal space, then the transport to x.
+
+An affine transport is one more affine step. One that acts on every coordinate alone (any product of continuous laws) is an
+elementwise function. Others, and discrete inputs, have no first layer to start from.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ppl_risk.errors import RiskError
+from ppl_risk.problem import RiskProblem
+from ppl_risk.propagation.full import FullJoint
+from ppl_risk.propagation.hermite import Smooth
+from ppl_risk.propagation.joint import Joint
+from ppl_risk.propagation.linear_map import LinearMap
+from ppl_risk.propagation.low_rank import LowRankJoint
+from ppl_risk.tracing import Step
+
+#: The name of the normals behind the input.
+NORMALS = "u"
+FAMILIES = ("mean_field", "low_rank", "full")
+
+
+class InputLaw:
+    """How a problem's input follows from standard normals.
+
+    Raises:
+        RiskError: the transport is neither affine nor coordinate by coordinate.
+    """
+
+    def __init__(self, problem: RiskProblem) -> None:
+        self.problem, self.dimension = problem, problem.transport.dimension
+        if problem.transport.discrete is not None:
+            raise RiskError(
+                f"{problem.name}: the input law has discrete coordinates, which a Gaussian law of activations cannot start from. "
+                "Use run_smc or estimate."
+            )
+        generator = torch.Generator().manual_seed(0)
+        probes = torch.randn(2, self.dimension, generator=generator, dtype=torch.float64).to(problem.device)
+        zero = torch.zeros_like(probes[:1])
+        a, b, both, origin = (self.transport(u) for u in (probes[:1], probes[1:], probes.sum(0, keepdim=True), zero))
+        scale = (a - origin).abs().max() + (b - origin).abs().max()
+        self.affine = bool((both - a - b + origin).abs().max() <= 1e-4 * scale)
+        if not self.affine and not self._coordinatewise(probes[:1]):
+            raise RiskError(
+                f"{problem.name}: the input law is neither Gaussian nor a product of continuous laws, so its activations have no "
+                "Gaussian law to start from. Use run_smc or estimate, or propagate_features with a law of features."
+            )
+
+    def transport(self, u: Float[Tensor, "batch d"]) -> Tensor:
+        """x of rows u, in double precision."""
+        return self.problem.from_normal(u).reshape(len(u), -1).double()
+
+    def _coordinatewise(self, u: Tensor) -> bool:
+        """Whether coordinate i of x moves with u_i alone."""
+        if self.transport(u).shape[-1] != self.dimension:
+            return False
+        moved = u + torch.diag(torch.ones_like(u[0]))
+        change = (self.transport(moved) - self.transport(u)).abs()
+        off = change - torch.diag(change.diagonal())
+        return bool(off.max() <= 1e-6 * change.max())
+
+    def start(
+        self,
+        family: str,
+        rank: int,
+        centres: Float[Tensor, "batch d"],
+        directions: Float[Tensor, "d k"],
+        first: Step,
+        drift: Tensor | None = None,
+    ) -> Joint:
+        """Joint law of x, u ~ N(centre, I - A A^T) for every centre; A has orthonormal columns, maybe none."""
+        centres = centres.double()
+        laws, d = centres.shape
+        projection = torch.eye(d, dtype=torch.float64, device=centres.device) - directions @ directions.mT
+        if family == "full":
+            joint: Joint = FullJoint(NORMALS, centres, projection.expand(laws, -1, -1), drift)
+        elif family == "mean_field":
+            empty = centres.new_zeros(laws, d, 0)
+            joint = LowRankJoint(NORMALS, centres, projection.diagonal().expand(laws, -1), empty, 0, drift)
+        else:
+            # The first layer is exact: all normals are latents, until an activation makes them too many.
+            zeros = centres.new_zeros(laws, d)
+            joint = LowRankJoint(NORMALS, centres, zeros, projection.expand(laws, -1, -1), rank, drift)
+        if self.affine:
+            step = Step(first.name, "stack", (NORMALS,), first.shape, lambda u: self._one(u, first.shape))
+            joint.affine(first.name, (NORMALS,), LinearMap(step, [torch.Size([d])]), {first.name})
+        else:
+            joint.activate(first.name, NORMALS, Smooth(self._stacked), {first.name})
+        return joint
+
+    def _one(self, u: Tensor, shape: torch.Size) -> Tensor:
+        # The transport may run in single precision; an affine map is as exact as its matrix.
+        return self.problem.from_normal(u).to(u.dtype).reshape(shape)
+
+    def _stacked(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        return self.transport(u.reshape(-1, self.dimension)).reshape(u.shape)

@@ -1,0 +1,207 @@
+"""`propagate`: the probability of a catastrophe read off the network, with or without a check against a few passes of it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ppl_risk.errors import RiskError
+from ppl_risk.posterior import posterior_of
+from ppl_risk.preflight import require_sound
+from ppl_risk.problem import RiskProblem
+from ppl_risk.propagation.event import Event, event_of
+from ppl_risk.propagation.input_law import FAMILIES, InputLaw
+from ppl_risk.propagation.joint import Joint, LayerLaw
+from ppl_risk.propagation.propagator import Propagator
+from ppl_risk.propagation.slices import Slices, design_point, second_direction, slices_along
+from ppl_risk.propagation.trust import DEEP, Trust, examine
+from ppl_risk.randomness import seeded
+from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, decades
+from ppl_risk.tracing import trace
+
+READOUTS = ("slices", "orthant", "gaussian")
+#: Thresholds of the survival curve, and how many fine points one of its numbers skips.
+CURVE, SKIPPED = 33, 8
+
+
+@dataclass(frozen=True)
+class PropagatedLaw:
+    """The law of every named layer under the input law, of the margin's layer, and the slices that the number was read off."""
+
+    layers: Mapping[str, LayerLaw]
+    event: Event
+    prior: tuple[Tensor, Tensor]
+    slices: Slices | None = None
+
+
+def propagate(
+    problem: RiskProblem,
+    family: str = "low_rank",
+    rank: int = 16,
+    readout: str = "slices",
+    *,
+    trust: bool = True,
+    posterior_draws: int = 200,
+    seed: int = 0,
+) -> RiskEstimate:
+    r"""log Pr[margin >= 0] by carrying the law of the input through the network; no input runs through it for the number.
+
+    The law of every layer is Gaussian, u -> x -> layers, with the correlations that `family` keeps. `slices` integrates over one
+    direction of the input, or two, int phi(v) Pr[event | v] dv; `orthant` reads the event off one law, `gaussian` the tail of one
+    Gaussian margin. With `trust` the true network is then run 1500 times, and the number is REFUSED where those passes say so.
+
+    Args:
+        problem: the problem; its input law Gaussian, or a product of continuous laws. family: "mean_field", "low_rank" or
+            "full". rank: of "low_rank", 1 or more. readout: "slices", "orthant" or "gaussian". trust: check the number with
+            passes of the network. posterior_draws: catastrophic inputs kept at most, found by the check. seed: of the check;
+            the number itself has none.
+
+    Returns:
+        The estimate; `survival` is the whole curve from one set of slices, `guide` a `PropagatedLaw`, `std_error` (nats) the
+        distance to the check. FLOPs count the propagation and the check.
+
+    Raises:
+        RiskError: a step or an input law whose effect on a law is not known. PreflightError: the problem is not sound.
+
+    Example:
+        >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> round(propagate(RiskProblem(lambda x: x.sum(-1) - 6.0, law), trust=False).log10_prob, 2)
+        -4.96
+    """
+    if family not in FAMILIES or readout not in READOUTS or rank < 1:
+        raise RiskError(
+            f"family must be one of {', '.join(FAMILIES)}, readout one of {', '.join(READOUTS)} and rank 1 or more; "
+            f"got {family!r}, {readout!r}, {rank}."
+        )
+    started = time.perf_counter()
+    require_sound(problem)
+    with problem.metered() as meter:
+        with torch.no_grad():
+            made = Propagator(_event(problem, readout), InputLaw(problem), family, rank)
+            law, log_prob = _read(made, readout)
+        propagated = made.flops
+        passes = Trust()
+        if trust and law.slices is not None and math.isfinite(log_prob):
+            with seeded(seed, problem.device):
+                passes = examine(made, law.slices, log_prob, law.prior)
+        posterior = _posterior(problem, passes, posterior_draws, seed)
+    status, remedy = _verdict(passes, log_prob, readout, trust)
+    evidence = {"forward_passes_worth": propagated / max(problem.flops_per_row, 1.0)} | passes.evidence
+    if law.slices is not None:
+        evidence["left_to_gaussian"] = law.slices.left_to_gaussian()
+    if status is Status.REFUSED:
+        evidence["log10_p_of_the_law"] = log_prob / LOG10
+        log_prob = math.nan
+    cost = problem.cost(meter)
+    return RiskEstimate(
+        method=f"propagation, {family.replace('_', ' ')}{f' {rank}' if family == 'low_rank' else ''}, {readout}",
+        log_prob=log_prob, std_error=passes.std_error, status=status, remedy=remedy, **cost | {"flops": cost["flops"] + propagated},
+        seconds=time.perf_counter() - started, seed=seed, problem=problem.name, evidence=evidence, posterior=posterior,
+        survival=None if law.slices is None else _curve(law), guide=law,
+        settings={"family": family, "rank": rank, "readout": readout, "trust": trust},
+    )  # fmt: skip
+
+
+def propagated_log_prob(problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices") -> Tensor:
+    """log Pr[margin >= 0] as a tensor that can be differentiated in the weights of network and detector, nats.
+
+    The slice directions are taken as given: at their best choice a small turn of them changes nothing. Arguments as in
+    `propagate`; it makes no check.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
+        >>> problem = RiskProblem(lambda x: (x * weight).sum(-1) - 6.0, law)
+        >>> propagated_log_prob(problem).backward()
+        >>> bool((weight.grad > 0).all())
+        True
+    """
+    made = Propagator(_event(problem, readout), InputLaw(problem), family, rank)
+    with torch.no_grad():
+        law, _ = _read(made, readout)
+    if law.slices is None:
+        zero = law.prior[0].new_zeros(1, made.inputs.dimension)
+        mean, covariance, _ = made.laws(zero, zero.new_zeros(zero.shape[1], 0))
+        return made.event.log_prob(mean, covariance)[0]
+    return law.slices.again(made).log_prob()
+
+
+def _event(problem: RiskProblem, readout: str) -> Event:
+    tape = trace(problem)
+    # The classical read-out takes the margin itself as Gaussian, whatever it is.
+    return Event(tape, True, (), 1.0) if readout == "gaussian" else event_of(tape)
+
+
+def _read(made: Propagator, readout: str) -> tuple[PropagatedLaw, float]:
+    """The law and log p."""
+    zero = torch.zeros(1, made.inputs.dimension, dtype=torch.float64, device=made.inputs.problem.device)
+    layers: dict[str, LayerLaw] = {}
+
+    def look(site: str, joint: Joint, name: str) -> None:
+        layers[site] = joint.law_of(name)
+
+    mean, covariance, _ = made.laws(zero, zero.new_zeros(zero.shape[1], 0), look=look)
+    law = PropagatedLaw(layers, made.event, (mean, covariance))
+    direct = float(made.event.log_prob(mean, covariance))
+    if readout != "slices":
+        return law, direct
+    direction, distance = design_point(made)
+    if not bool(direction.any()):
+        # No direction of the input moves the event, so there is nothing to slice along.
+        return law, direct
+    slices = slices_along(made, direction[:, None], distance)
+    across = second_direction(slices)
+    if across is not None:
+        slices = slices_along(made, torch.stack([direction, across], 1), distance)
+    return replace(law, slices=slices), float(slices.log_prob())
+
+
+def _verdict(passes: Trust, log_prob: float, readout: str, trust: bool) -> tuple[Status, str]:
+    instead = "Use estimate or run_smc, which run the network."
+    if not math.isfinite(log_prob) or log_prob < -1e4:
+        where = decades(log_prob / LOG10) if math.isfinite(log_prob) else "0"
+        return Status.REFUSED, f"The propagated law puts it at {where}, which no propagated law can know. {instead}"
+    if passes.refused:
+        return Status.REFUSED, f"{passes.refused[0].upper()}{passes.refused[1:]}. {instead}"
+    if readout != "slices" or not passes.evidence:
+        told = (
+            "Set trust=True to check it"
+            if readout == "slices" and not trust
+            else "Use readout='slices', which checks it"
+        )
+        return Status.MODEL_ONLY, f"{told} with 1500 passes of the network, or {instead[0].lower()}{instead[1:]}"
+    if passes.evidence["depth_over_width"] > DEEP:
+        return (
+            Status.OK,
+            "Deep for its width, where propagated laws have failed without warning: compare with estimate.",
+        )
+    return Status.OK, ""
+
+
+def _posterior(problem: RiskProblem, passes: Trust, draws: int, seed: int) -> dict[str, Any]:
+    if passes.u is None or passes.weight is None or draws < 1 or passes.refused:
+        return {}
+    with seeded(seed + 1, problem.device):
+        rows = torch.multinomial(passes.weight, draws, replacement=True)
+    return posterior_of(problem, problem.from_normal(passes.u[rows].to(problem.dtype)))
+
+
+def _curve(law: PropagatedLaw) -> tuple[np.ndarray, np.ndarray]:
+    """(thresholds, log Pr[margin > threshold]) from the slices, between the median margin and a quarter beyond 0."""
+    slices = law.slices
+    assert slices is not None
+    several = slices.mean.shape[-1] > 1 or len(slices.axes) > 1
+    every = SKIPPED if several else 1
+    low = -1e-3
+    with torch.no_grad():
+        while low > -1e9 and float(law.event.log_prob(*law.prior, low)) < math.log(0.5):
+            low *= 2
+        thresholds = np.linspace(low, -0.25 * low, CURVE)
+        return thresholds, np.array([float(slices.log_prob(float(t), every)) for t in thresholds])
