@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ppl_risk import inputs as inputs
     from ppl_risk import plots as plots
     from ppl_risk.activations import ActivationModel as ActivationModel
+    from ppl_risk.bounds import certify as certify
     from ppl_risk.comparison import Comparison as Comparison
     from ppl_risk.comparison import compare as compare
     from ppl_risk.crude_monte_carlo import monte_carlo as monte_carlo
@@ -44,10 +45,11 @@ if TYPE_CHECKING:
 _HOME = {
     "ActivationModel": "activations", "Comparison": "comparison", "Provenance": "provenance", "RiskError": "errors",
     "RiskEstimate": "risk_estimate", "RiskProblem": "problem", "Selection": "selection", "Status": "risk_estimate",
-    "UpdateSketch": "selection", "all_of": "systems", "any_of": "systems", "at_least": "systems", "check": "preflight",
-    "choose_rank": "rank_search", "compare": "comparison", "estimate": "engine", "fit_layerwise": "layerwise",
-    "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo", "monte_carlo": "crude_monte_carlo",
-    "propagate": "propagation", "propagated_log_prob": "propagation", "run_smc": "smc", "select": "selection", "uncertain_weights": "weight_posterior",
+    "UpdateSketch": "selection", "all_of": "systems", "any_of": "systems", "at_least": "systems", "certify": "bounds",
+    "check": "preflight", "choose_rank": "rank_search", "compare": "comparison", "estimate": "engine",
+    "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
+    "monte_carlo": "crude_monte_carlo", "propagate": "propagation", "propagated_log_prob": "propagation", "run_smc": "smc",
+    "select": "selection", "uncertain_weights": "weight_posterior",
 }  # fmt: skip
 _ROOMS = ("guides", "inputs", "plots")
 

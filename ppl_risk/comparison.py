@@ -35,11 +35,17 @@ class Comparison:
 
     @property
     def conflicts(self) -> list[tuple[str, str]]:
-        """Pairs of believable estimates that contradict each other."""
+        """Pairs of believable estimates that contradict each other, and of one with a proved bound that it exceeds."""
+        bounds = {name: e for name, e in self.estimates.items() if e.status.is_bound}
         return [
             (a, b)
             for (a, left), (b, right) in combinations(self.believable.items(), 2)
             if abs(left.log_prob - right.log_prob) > AGREEMENT * math.hypot(left.std_error, right.std_error)
+        ] + [
+            (a, b)
+            for a, left in self.believable.items()
+            for b, right in bounds.items()
+            if left.log_prob - AGREEMENT * left.std_error > right.log_prob
         ]
 
     @property
@@ -134,9 +140,10 @@ def _error(estimate: RiskEstimate) -> float:
 
 def _row(estimate: RiskEstimate) -> dict[str, str]:
     low, high = (bound / LOG10 for bound in estimate.interval())
-    number = "-" if math.isnan(estimate.log_prob) else f"{estimate.log10_prob:.2f}"
-    if math.isnan(estimate.log_prob) and math.isfinite(high):
-        interval = f"< {high:.2f}"
+    unknown = math.isnan(estimate.log_prob) or estimate.status.is_bound
+    number = "-" if unknown else f"{estimate.log10_prob:.2f}"
+    if unknown and math.isfinite(high):
+        interval = f"< {high:.2f}" if math.isnan(estimate.log_prob) else f"<= {high:.2f}"
     else:
         interval = f"[{low:.2f}, {high:.2f}]" if math.isfinite(high) else "-"
     cells = (

@@ -14,6 +14,8 @@ import scipy.stats
 LOG10 = math.log(10.0)
 #: What no sampling interval speaks of.
 COVERS = "sampling error only; not: a wrong input law, a wrong detector"
+#: What a proof does not speak of.
+PROVED_OF = "every input, in exact arithmetic; not: a wrong input law, a wrong detector, rounding"
 
 
 class Status(Enum):
@@ -30,6 +32,7 @@ class Status(Enum):
     DEGENERATE = "the particles stopped moving"
     MODEL_ONLY = "the tail of the guide, not of the network: nothing here checks it"
     PROVED = "proved, not sampled"
+    BOUNDED = "a proved upper bound, not the probability"
     VACUOUS = "the bound says nothing"
     REFUSED = "the method does not apply"
 
@@ -38,6 +41,11 @@ class Status(Enum):
         """Whether the number may be used as it stands."""
         return self in (Status.OK, Status.PROVED)
 
+    @property
+    def is_bound(self) -> bool:
+        """Whether the number is a bound on P, never to be averaged or ranked with estimates of it."""
+        return self in (Status.BOUNDED, Status.VACUOUS)
+
 
 @dataclass(frozen=True, repr=False)
 class RiskEstimate:
@@ -45,7 +53,7 @@ class RiskEstimate:
 
     Attributes:
         method: how it was made, in a few words.
-        log_prob: nats; nan where the method saw nothing and proved nothing.
+        log_prob: nats; nan where the method saw nothing and proved nothing, an upper bound where `status.is_bound`.
         std_error: standard error of log_prob, nats (nan where the method has none).
         status: what the estimate knows about itself, and `remedy`, one sentence on what to do.
         forward_calls, gradient_calls: rows through the network, and gradients of rows.
@@ -117,6 +125,8 @@ class RiskEstimate:
             return clopper_pearson(*self.hits, level)
         if self.status is Status.PROVED:
             return self.log_prob, self.log_prob
+        if self.status.is_bound:
+            return -math.inf, self.log_prob
         quantile = scipy.stats.t.isf(tail, self.dof) if self.dof is not None else scipy.stats.norm.isf(tail)
         low, high = self.log_prob - quantile * self.std_error, self.log_prob + quantile * self.std_error
         return float(low), min(0.0, float(high)) if high == high else float(high)
@@ -133,10 +143,13 @@ class RiskEstimate:
             head = known + (": an upper bound, not an estimate" if math.isfinite(high) else "")
         elif self.status is Status.PROVED:
             head = f"P(catastrophe) = {decades(self.log10_prob)}, proved"
+        elif self.status.is_bound:
+            head = f"P(catastrophe) <= {decades(self.log10_prob)}, proved: an upper bound, not an estimate"
         else:
             span = f"   90 % interval [{decades(low)}, {decades(high)}]" if math.isfinite(high) else ""
             head = f"P(catastrophe) = {decades(self.log10_prob)}   (log10 {self.log10_prob:.2f}){span}"
         verdict = "BELIEVE" if self.status.believable else "DO NOT BELIEVE"
+        verdict = "BELIEVE THE BOUND" if self.status is Status.BOUNDED else verdict
         share = "" if self.training_ratio is None else f" ({self.training_ratio:.2g} of training)"
         lines = [head, f"  verdict   {verdict}: {self.status.name}, {self.status.value}"]
         if self.remedy:
@@ -149,7 +162,7 @@ class RiskEstimate:
             f"  method    {self.method}" + (f" on {self.problem}" if self.problem else ""),
             f"  cost      {self.forward_calls:,} forward and {self.gradient_calls:,} gradient calls, "
             f"{self.flops:.1e} FLOPs{share}, {self.seconds:.1f} s",
-            f"  covers    {COVERS}",
+            f"  covers    {PROVED_OF if self.status.is_bound or self.status is Status.PROVED else COVERS}",
         ]
         return "\n".join(lines)
 

@@ -74,11 +74,12 @@ def test_numbers_below_the_smallest_double():
 def test_every_status_prints_its_verdict(status):
     text = str(RiskEstimate("by hand", -10.0, 0.1, status=status, remedy="Do this.", problem="toy", elbo=-11.0))
     verdict = "BELIEVE" if status in (Status.OK, Status.PROVED) else "DO NOT BELIEVE"
+    verdict = "BELIEVE THE BOUND" if status is Status.BOUNDED else verdict
     assert f"verdict   {verdict}: {status.name}, {status.value}" in text
     assert "remedy    Do this." in text
     assert "by hand on toy" in text
     assert "not: a wrong input law" in text
-    assert ("90 % interval" in text) == (status is not Status.PROVED)
+    assert ("90 % interval" in text) == (status is not Status.PROVED and not status.is_bound)
 
 
 @pytest.mark.parametrize("status", Status)

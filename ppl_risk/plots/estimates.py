@@ -36,7 +36,7 @@ def plot_estimates(comparison: Comparison, ax: Axes | None = None) -> Axes:
         estimate = comparison.estimates[name]
         low, high = (bound / LOG10 for bound in estimate.interval())
         colour = _colour(estimate.status)
-        if math.isnan(estimate.log_prob):
+        if math.isnan(estimate.log_prob) or estimate.status.is_bound:
             if math.isfinite(high):
                 # A bar at the bound with an arrow below it: anything down there is possible.
                 ax.plot(high, row, "|", color=colour, ms=12, mew=2)

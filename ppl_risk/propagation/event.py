@@ -7,6 +7,7 @@ through increasing functions of one number and through one largest or smallest, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -82,14 +83,18 @@ class Event:
 
 def event_of(tape: Tape) -> Event:
     """The event behind a tape whose last step is one margin."""
-    functions: list[Callable[[Tensor], Tensor]] = []
-    sign, step = 1.0, tape.steps[-1]
-    while (way := _monotone(tape, step)) is not None:
-        functions.append(_each(tape, step))
-        sign, step = sign * way, tape[step.parents[0]]
-    base, every = step, True
-    extreme = _extreme(tape, step)
-    combined = _combined(tape, step) if extreme is None else None
+    chain = [tape.steps[-1]]
+    while _monotone(tape, chain[-1]) is not None:
+        chain.append(tape[chain[-1].parents[0]])
+    base, every = chain[-1], True
+    extreme = _extreme(tape, base)
+    combined = _combined(tape, base) if extreme is None else None
+    if extreme is None and combined is None:
+        # One number: what comes after its last bend is affine, and leaves a Gaussian one.
+        while len(chain) > 1 and activation_of(chain[-2]) is None:
+            chain.pop()
+        base = chain[-1]
+    functions, sign = [_each(tape, step) for step in chain[:-1]], _sign(tape, chain[:-1])
     if extreme is not None:
         base, largest = tape[extreme[0]], extreme[1]
         every = largest != (sign > 0)
@@ -103,6 +108,11 @@ def event_of(tape: Tape) -> Event:
     before = _ancestors(tape, base)
     steps = (*(s for s in tape.steps if s.name in before), base)
     return Event(Tape(steps), every, tuple(functions[::-1]), sign)
+
+
+def _sign(tape: Tape, chain: list[Step]) -> float:
+    """Whether a chain of monotone steps rises or falls."""
+    return math.prod(_monotone(tape, step) or 1.0 for step in chain)
 
 
 def _ancestors(tape: Tape, step: Step) -> set[str]:

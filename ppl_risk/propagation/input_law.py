@@ -15,7 +15,6 @@ from ppl_risk.problem import RiskProblem
 from ppl_risk.propagation.full import FullJoint
 from ppl_risk.propagation.hermite import Smooth
 from ppl_risk.propagation.joint import Joint
-from ppl_risk.propagation.linear_map import LinearMap
 from ppl_risk.propagation.low_rank import LowRankJoint
 from ppl_risk.tracing import Step
 
@@ -44,7 +43,12 @@ class InputLaw:
         a, b, both, origin = (self.transport(u) for u in (probes[:1], probes[1:], probes.sum(0, keepdim=True), zero))
         scale = (a - origin).abs().max() + (b - origin).abs().max()
         self.affine = bool((both - a - b + origin).abs().max() <= 1e-4 * scale)
-        if not self.affine and not self._coordinatewise(probes[:1]):
+        if self.affine:
+            eye = torch.eye(self.dimension, dtype=torch.float64, device=problem.device)
+            # x = T(0) + matrix u, with covariance `spread`.
+            self.matrix = (self.transport(eye) - origin).mT
+            self.spread = self.matrix @ self.matrix.mT
+        elif not self._coordinatewise(probes[:1]):
             raise RiskError(
                 f"{problem.name}: the input law is neither Gaussian nor a product of continuous laws, so its activations have no "
                 "Gaussian law to start from. Use run_smc or estimate, or propagate_features with a law of features."
@@ -74,27 +78,30 @@ class InputLaw:
     ) -> Joint:
         """Joint law of x, u ~ N(centre, I - A A^T) for every centre; A has orthonormal columns, maybe none."""
         centres = centres.double()
-        laws, d = centres.shape
-        projection = torch.eye(d, dtype=torch.float64, device=centres.device) - directions @ directions.mT
+        if self.affine:
+            push = self.matrix
+            mean, across = self.transport(centres), push @ directions
+            with torch.enable_grad():
+                drift = None if drift is None else drift @ push.mT
+            name, whole = first.name, self.spread - across @ across.mT
+            columns = push - across @ directions.mT
+        else:
+            name, mean = NORMALS, centres
+            whole = columns = (
+                torch.eye(self.dimension, dtype=torch.float64, device=mean.device) - directions @ directions.mT
+            )
+        laws, numbers = mean.shape
         if family == "full":
-            joint: Joint = FullJoint(NORMALS, centres, projection.expand(laws, -1, -1), drift)
+            joint: Joint = FullJoint(name, mean, whole.expand(laws, -1, -1), drift)
         elif family == "mean_field":
-            empty = centres.new_zeros(laws, d, 0)
-            joint = LowRankJoint(NORMALS, centres, projection.diagonal().expand(laws, -1), empty, 0, drift)
+            alone = whole.diagonal().clamp_min(0.0).expand(laws, -1)
+            joint = LowRankJoint(name, mean, alone, mean.new_zeros(laws, numbers, 0), 0, drift)
         else:
             # The first layer is exact: all normals are latents, until an activation makes them too many.
-            zeros = centres.new_zeros(laws, d)
-            joint = LowRankJoint(NORMALS, centres, zeros, projection.expand(laws, -1, -1), rank, drift)
-        if self.affine:
-            step = Step(first.name, "stack", (NORMALS,), first.shape, lambda u: self._one(u, first.shape))
-            joint.affine(first.name, (NORMALS,), LinearMap(step, [torch.Size([d])]), {first.name})
-        else:
+            joint = LowRankJoint(name, mean, torch.zeros_like(mean), columns.expand(laws, -1, -1), rank, drift)
+        if not self.affine:
             joint.activate(first.name, NORMALS, Smooth(self._stacked), {first.name})
         return joint
-
-    def _one(self, u: Tensor, shape: torch.Size) -> Tensor:
-        # The transport may run in single precision; an affine map is as exact as its matrix.
-        return self.problem.from_normal(u).to(u.dtype).reshape(shape)
 
     def _stacked(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return self.transport(u.reshape(-1, self.dimension)).reshape(u.shape)

@@ -47,6 +47,7 @@ def propagate(
     rank: int = 16,
     readout: str = "slices",
     *,
+    directions: int = 2,
     trust: bool = True,
     posterior_draws: int = 200,
     seed: int = 0,
@@ -59,8 +60,9 @@ def propagate(
 
     Args:
         problem: the problem; its input law Gaussian, or a product of continuous laws. family: "mean_field", "low_rank" or
-            "full". rank: of "low_rank", 1 or more. readout: "slices", "orthant" or "gaussian". trust: check the number with
-            passes of the network. posterior_draws: catastrophic inputs kept at most, found by the check. seed: of the check;
+            "full". rank: of "low_rank", 1 or more. readout: "slices", "orthant" or "gaussian". directions: how many may be sliced;
+            a second, where the first leaves too much, costs 35 propagations more. trust: check the number with passes of the
+            network. posterior_draws: catastrophic inputs kept at most, found by the check. seed: of the check;
             the number itself has none.
 
     Returns:
@@ -75,17 +77,17 @@ def propagate(
         >>> round(propagate(RiskProblem(lambda x: x.sum(-1) - 6.0, law), trust=False).log10_prob, 2)
         -4.96
     """
-    if family not in FAMILIES or readout not in READOUTS or rank < 1:
+    if family not in FAMILIES or readout not in READOUTS or rank < 1 or directions not in (1, 2):
         raise RiskError(
-            f"family must be one of {', '.join(FAMILIES)}, readout one of {', '.join(READOUTS)} and rank 1 or more; "
-            f"got {family!r}, {readout!r}, {rank}."
+            f"family must be one of {', '.join(FAMILIES)}, readout one of {', '.join(READOUTS)}, rank 1 or more and directions "
+            f"1 or 2; got {family!r}, {readout!r}, {rank}, {directions}."
         )
     started = time.perf_counter()
     require_sound(problem)
     with problem.metered() as meter:
         with torch.no_grad():
             made = Propagator(_event(problem, readout), InputLaw(problem), family, rank)
-            law, log_prob = _read(made, readout)
+            law, log_prob = _read(made, readout, directions)
         propagated = made.flops
         passes = Trust()
         if trust and law.slices is not None and math.isfinite(log_prob):
@@ -99,17 +101,21 @@ def propagate(
     if status is Status.REFUSED:
         evidence["log10_p_of_the_law"] = log_prob / LOG10
         log_prob = math.nan
+    else:
+        evidence.pop("log10_p_of_the_law", None)
     cost = problem.cost(meter)
     return RiskEstimate(
         method=f"propagation, {family.replace('_', ' ')}{f' {rank}' if family == 'low_rank' else ''}, {readout}",
         log_prob=log_prob, std_error=passes.std_error, status=status, remedy=remedy, **cost | {"flops": cost["flops"] + propagated},
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name, evidence=evidence, posterior=posterior,
         survival=None if law.slices is None else _curve(law), guide=law,
-        settings={"family": family, "rank": rank, "readout": readout, "trust": trust},
+        settings={"family": family, "rank": rank, "readout": readout, "directions": directions, "trust": trust},
     )  # fmt: skip
 
 
-def propagated_log_prob(problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices") -> Tensor:
+def propagated_log_prob(
+    problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices", *, directions: int = 1
+) -> Tensor:
     """log Pr[margin >= 0] as a tensor that can be differentiated in the weights of network and detector, nats.
 
     The slice directions are taken as given: at their best choice a small turn of them changes nothing. Arguments as in
@@ -125,7 +131,7 @@ def propagated_log_prob(problem: RiskProblem, family: str = "full", rank: int = 
     """
     made = Propagator(_event(problem, readout), InputLaw(problem), family, rank)
     with torch.no_grad():
-        law, _ = _read(made, readout)
+        law, _ = _read(made, readout, directions)
     if law.slices is None:
         zero = law.prior[0].new_zeros(1, made.inputs.dimension)
         mean, covariance, _ = made.laws(zero, zero.new_zeros(zero.shape[1], 0))
@@ -139,7 +145,7 @@ def _event(problem: RiskProblem, readout: str) -> Event:
     return Event(tape, True, (), 1.0) if readout == "gaussian" else event_of(tape)
 
 
-def _read(made: Propagator, readout: str) -> tuple[PropagatedLaw, float]:
+def _read(made: Propagator, readout: str, directions: int) -> tuple[PropagatedLaw, float]:
     """The law and log p."""
     zero = torch.zeros(1, made.inputs.dimension, dtype=torch.float64, device=made.inputs.problem.device)
     layers: dict[str, LayerLaw] = {}
@@ -157,7 +163,7 @@ def _read(made: Propagator, readout: str) -> tuple[PropagatedLaw, float]:
         # No direction of the input moves the event, so there is nothing to slice along.
         return law, direct
     slices = slices_along(made, direction[:, None], distance)
-    across = second_direction(slices)
+    across = second_direction(slices) if directions == 2 else None
     if across is not None:
         slices = slices_along(made, torch.stack([direction, across], 1), distance)
     return replace(law, slices=slices), float(slices.log_prob())

@@ -8,6 +8,7 @@ estimate: with the ratio of densities w(u) = phi(u) / q(u), E_q[w 1{margin >= 0}
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -151,21 +152,25 @@ def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: tupl
         trust.evidence |= {
             "log10_p_of_draws": trust.log_prob / LOG10, "draws_error": error / LOG10, "effective_draws": effective,
         }  # fmt: skip
-        gap = abs(log_prob - trust.log_prob) / LOG10
-        if effective < EFFECTIVE:
-            trust.refused = (
-                f"only {effective:.1f} effective draws of the slices' posterior fail: nothing checks the number"
-            )
-        elif gap > APART + 2 * error / LOG10:
-            trust.refused = f"draws of the slices' posterior put it {gap:.1f} decades away"
-    else:
-        trust.refused = f"none of {DRAWS} inputs drawn from the slices' posterior fails"
-    spread = trust.evidence["spread_ratio"]
-    if not 1 / SPREAD < spread < SPREAD:
-        trust.refused = trust.refused or f"the propagated spread is {spread:.2f} of what plain passes show"
-    if apart > DIRECTIONS_APART:
-        trust.refused = trust.refused or f"two slice directions are {apart:.1f} decades apart"
+    trust.evidence["log10_p_of_the_law"] = log_prob / LOG10
+    trust.refused = refusal(trust.evidence)
     return trust
+
+
+def refusal(evidence: Mapping[str, float]) -> str:
+    """Why a number with this evidence is refused; "" where it is not."""
+    if not evidence["draws_that_fail"]:
+        return f"none of {DRAWS} inputs drawn from the slices' posterior fails"
+    if evidence["effective_draws"] < EFFECTIVE:
+        return f"only {evidence['effective_draws']:.1f} effective draws of the slices' posterior fail: nothing checks the number"
+    gap = abs(evidence["log10_p_of_the_law"] - evidence["log10_p_of_draws"])
+    if gap > APART + 2 * evidence["draws_error"]:
+        return f"draws of the slices' posterior put it {gap:.1f} decades away"
+    if not 1 / SPREAD < evidence["spread_ratio"] < SPREAD:
+        return f"the propagated spread is {evidence['spread_ratio']:.2f} of what plain passes show"
+    if evidence["directions_apart"] > DIRECTIONS_APART:
+        return f"two slice directions are {evidence['directions_apart']:.1f} decades apart"
+    return ""
 
 
 @torch.no_grad()

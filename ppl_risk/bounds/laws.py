@@ -1,0 +1,141 @@
+r"""Which regions of the input a law lets bounds speak of.
+
+Gaussian laws are x = A u + b with u ~ N(0, I): a ball in u, of mass Pr[chi_d <= R]. Laws of independent coordinates are
+x_i = T_i(u_i) with T_i monotone: the box |u_i| <= r becomes the box between T(-r) and T(r), of mass (2 Phi(r) - 1)^d. A law with
+bounded support is inside one box for certain. Laws are told apart by type, not by trying them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.distributions as td
+from jaxtyping import Float
+from torch import Tensor
+from torch.distributions import constraints
+
+from ppl_risk.bounds.program import Program
+from ppl_risk.inputs import Product
+from ppl_risk.inputs.transport import part_of
+
+#: Quantile functions computed from Phi(u) in float64 no longer tell u apart beyond this.
+LARGEST_U = 8.0
+
+
+class Affine(NamedTuple):
+    """u (d,) -> x (n,), flat, and the same with the absolute values of its matrix and without its constant."""
+
+    dimension: int
+    call: Callable[[Tensor], Tensor]
+    spread: Callable[[Tensor], Tensor]
+
+
+def affine_of(law: td.Distribution, device: torch.device | str = "cpu") -> Affine | None:
+    """The map from standard normals to a Gaussian law, in float64; None where the law is not known to be Gaussian.
+
+    Example:
+        >>> affine_of(td.Independent(td.Normal(torch.ones(2), 3.0), 1)).call(torch.ones(2)).tolist()
+        [4.0, 4.0]
+    """
+    if isinstance(law, td.Independent):
+        return affine_of(law.base_dist, device)
+    if isinstance(law, td.Normal):
+        loc, scale = (t.detach().to(device).double().flatten() for t in (law.loc, law.scale))
+        return Affine(loc.numel(), lambda u: loc + scale * u, lambda r: scale * r)
+    if isinstance(law, td.MultivariateNormal | td.LowRankMultivariateNormal):
+        mean, tril = law.loc.detach().to(device).double(), law.scale_tril.detach().to(device).double()
+
+        def turn(matrix: Tensor, u: Tensor) -> Tensor:
+            return (matrix @ u.reshape(mean.shape).unsqueeze(-1)).squeeze(-1)
+
+        return Affine(mean.numel(), lambda u: (mean + turn(tril, u)).flatten(), lambda r: turn(tril.abs(), r).flatten())
+    if isinstance(law, Product):
+        parts = [affine_of(one, device) for one in law.laws.values()]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        sizes = [part.dimension for part in known]
+        return Affine(
+            sum(sizes),
+            lambda u: torch.cat([p.call(v) for p, v in zip(known, u.split(sizes), strict=True)]),
+            lambda r: torch.cat([p.spread(v) for p, v in zip(known, r.split(sizes), strict=True)]),
+        )
+    return None
+
+
+def leading(affine: Affine, event: torch.Size) -> Callable[[Program], str]:
+    """What appends root and map to a program: u (d,), then x, a batch of one."""
+
+    def append(program: Program) -> str:
+        program.begin("u", torch.Size([affine.dimension]))
+        return program.affine(
+            ("u",),
+            lambda u: affine.call(u).reshape(1, *event),
+            lambda r: affine.spread(r).reshape(1, *event),
+        )
+
+    return append
+
+
+def is_monotone(law: td.Distribution) -> bool:
+    """Whether each input number is a monotone function of one normal of its own.
+
+    Example:
+        >>> is_monotone(td.Gamma(2.0, 1.0)), is_monotone(td.Dirichlet(torch.ones(3)))
+        (True, False)
+    """
+    if isinstance(law, td.Independent):
+        return is_monotone(law.base_dist)
+    if isinstance(law, Product):
+        return all(is_monotone(one) for one in law.laws.values())
+    if law.event_shape != torch.Size():
+        return False
+    if isinstance(law, td.HalfNormal | td.HalfCauchy):
+        return True  # |x| in torch, but their maps are quantile functions
+    if isinstance(law, td.TransformedDistribution):
+        return is_monotone(law.base_dist) and all(_has_sign(transform) for transform in law.transforms)
+    return part_of(law).normals == torch.Size()
+
+
+def _has_sign(transform: td.Transform) -> bool:
+    try:
+        return transform.sign is not None
+    except NotImplementedError:
+        return False
+
+
+def ends(map_: Callable[[Tensor], Tensor], radii: Float[Tensor, " r"], dimension: int) -> tuple[Tensor, Tensor]:
+    """T(-r) and T(r), sorted, for every radius: (r, *event)."""
+    u = radii.double()[:, None].expand(-1, dimension)
+    low, high = map_(-u).double(), map_(u).double()
+    return torch.minimum(low, high), torch.maximum(low, high)
+
+
+def support_of(law: td.Distribution) -> tuple[Tensor, Tensor] | None:
+    """Least and largest values of each input number, flat; None where a law is not known to be bounded.
+
+    Example:
+        >>> [end.tolist() for end in support_of(td.Independent(td.Uniform(torch.zeros(2), 1.0), 1))]
+        [[0.0, 0.0], [1.0, 1.0]]
+    """
+    if isinstance(law, td.Independent):
+        return support_of(law.base_dist)
+    if isinstance(law, Product):
+        found = [support_of(one) for one in law.laws.values()]
+        known = [ends for ends in found if ends is not None]
+        if len(known) < len(found):
+            return None
+        low, high = (torch.cat(side) for side in zip(*known, strict=True))
+        return low, high
+    if law.event_shape != torch.Size() or isinstance(law, td.TransformedDistribution):
+        return None
+    support = law.support
+    if support is constraints.boolean:
+        limits = (0.0, 1.0)
+    else:
+        limits = (getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf))
+    low, high = (torch.as_tensor(end).double().expand(law.batch_shape).flatten() for end in limits)
+    return (low, high) if bool(low.isfinite().all() & high.isfinite().all()) else None
