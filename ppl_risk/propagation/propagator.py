@@ -47,13 +47,13 @@ class Propagator:
 
     @torch.no_grad()
     def at(
-        self, centres: Float[Tensor, "batch d"], directions: Float[Tensor, "d k"]
+        self, centres: Float[Tensor, "batch d"], directions: Float[Tensor, "d k"], look: Look | None = None
     ) -> tuple[Tensor, Tensor, Float[Tensor, "batch d"]]:
         """Mean and covariance of the event's layer, and the gradient of log Pr[event] in the centre (means only)."""
         with torch.enable_grad():
             drift = torch.zeros_like(centres).requires_grad_()
             with torch.no_grad():
-                mean, covariance, moved = self.laws(centres, directions, drift)
+                mean, covariance, moved = self.laws(centres, directions, drift, look)
             if moved is None or not moved.requires_grad:
                 return mean, covariance, torch.zeros_like(centres)
             total = self.event.log_prob(mean.detach() + moved, covariance.detach()).sum()

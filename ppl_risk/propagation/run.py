@@ -20,7 +20,7 @@ from ppl_risk.propagation.event import Event, event_of
 from ppl_risk.propagation.input_law import FAMILIES, InputLaw
 from ppl_risk.propagation.joint import Joint, LayerLaw
 from ppl_risk.propagation.propagator import Propagator
-from ppl_risk.propagation.slices import Slices, design_point, second_direction, slices_along
+from ppl_risk.propagation.slices import At, Slices, design_point, second_direction, slices_along
 from ppl_risk.propagation.trust import DEEP, Trust, examine
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, decades
@@ -33,11 +33,14 @@ CURVE, SKIPPED = 33, 8
 
 @dataclass(frozen=True)
 class PropagatedLaw:
-    """The law of every named layer under the input law, of the margin's layer, and the slices that the number was read off."""
+    """The law of every named layer under the input law, and the slices that the number was read off.
+
+    `prior` is the event's layer: mean (1, k), covariance (1, k, k), and the gradient of log p in the input's mean.
+    """
 
     layers: Mapping[str, LayerLaw]
     event: Event
-    prior: tuple[Tensor, Tensor]
+    prior: At
     slices: Slices | None = None
 
 
@@ -153,12 +156,12 @@ def _read(made: Propagator, readout: str, directions: int) -> tuple[PropagatedLa
     def look(site: str, joint: Joint, name: str) -> None:
         layers[site] = joint.law_of(name)
 
-    mean, covariance, _ = made.laws(zero, zero.new_zeros(zero.shape[1], 0), look=look)
-    law = PropagatedLaw(layers, made.event, (mean, covariance))
-    direct = float(made.event.log_prob(mean, covariance))
+    prior = made.at(zero, zero.new_zeros(zero.shape[1], 0), look)
+    law = PropagatedLaw(layers, made.event, prior)
+    direct = float(made.event.log_prob(*prior[:2]))
     if readout != "slices":
         return law, direct
-    direction, distance = design_point(made)
+    direction, distance = design_point(made, prior)
     if not bool(direction.any()):
         # No direction of the input moves the event, so there is nothing to slice along.
         return law, direct
@@ -207,7 +210,7 @@ def _curve(law: PropagatedLaw) -> tuple[np.ndarray, np.ndarray]:
     every = SKIPPED if several else 1
     low = -1e-3
     with torch.no_grad():
-        while low > -1e9 and float(law.event.log_prob(*law.prior, low)) < math.log(0.5):
+        while low > -1e9 and float(law.event.log_prob(*law.prior[:2], low)) < math.log(0.5):
             low *= 2
         thresholds = np.linspace(low, -0.25 * low, CURVE)
         return thresholds, np.array([float(slices.log_prob(float(t), every)) for t in thresholds])

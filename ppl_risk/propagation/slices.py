@@ -126,15 +126,21 @@ def slices_along(propagator: Propagator, directions: Float[Tensor, "d k"], dista
     )  # fmt: skip
 
 
-def design_point(propagator: Propagator) -> tuple[Float[Tensor, " d"], float]:
+#: What `Propagator.at` returns.
+At = tuple[Tensor, Tensor, Tensor]
+
+
+def design_point(propagator: Propagator, prior: At) -> tuple[Float[Tensor, " d"], float]:
     """Unit direction of the smoothed design point and its distance, after `STEPS` steps; zeros where no gradient is.
 
-    Each step goes half way to the gradient's direction: whole steps swing between failure modes.
+    Each step goes half way to the gradient's direction: whole steps swing between failure modes. `prior` is the law at 0.
     """
     z = torch.zeros(1, propagator.inputs.dimension, dtype=torch.float64, device=propagator.inputs.problem.device)
-    direction, distance = z[0], 0.0
-    for _ in range(STEPS):
-        towards, distance = step_towards(propagator, z)
+    direction, distance, here = z[0], 0.0, prior
+    for step in range(STEPS):
+        if step:
+            here = propagator.at(z, z.new_zeros(z.shape[1], 0))
+        towards, distance = step_from(propagator, z, here)
         if not bool(towards.any()):
             break
         middle = direction + towards
@@ -143,10 +149,9 @@ def design_point(propagator: Propagator) -> tuple[Float[Tensor, " d"], float]:
     return direction, distance
 
 
-def step_towards(propagator: Propagator, z: Float[Tensor, "1 d"]) -> tuple[Float[Tensor, " d"], float]:
+def step_from(propagator: Propagator, z: Float[Tensor, "1 d"], here: At) -> tuple[Float[Tensor, " d"], float]:
     r"""Gradient direction at N(z, I) and beta = grad q . z - q there, q = Phi^{-1}(Pr[event]): exact for a linear margin."""
-    none = z.new_zeros(z.shape[1], 0)
-    mean, covariance, gradient = propagator.at(z, none)
+    mean, covariance, gradient = here
     log_p = float(propagator.event.log_prob(mean, covariance))
     size = float(gradient.norm())
     if not math.isfinite(log_p) or size == 0.0:

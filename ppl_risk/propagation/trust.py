@@ -20,7 +20,7 @@ from ppl_risk.propagation.interpret import evaluate
 from ppl_risk.propagation.linear_map import is_affine
 from ppl_risk.propagation.orthant import log_quantile
 from ppl_risk.propagation.propagator import Propagator
-from ppl_risk.propagation.slices import Slices, slices_along, step_towards
+from ppl_risk.propagation.slices import At, Slices, slices_along, step_from
 from ppl_risk.risk_estimate import LOG10
 
 #: Plain passes, draws from the slices' posterior, and the share of those that come from the input law.
@@ -122,12 +122,12 @@ class SlicePosterior:
         return direction, torch.where(size > 1e-9, kappa, 0.0), log_quantile(self.log_p[cell].clamp(-1e5, -1e-12))
 
 
-def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: tuple[Tensor, Tensor]) -> Trust:
+def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: At) -> Trust:
     """Run the passes and judge a number; `prior` is the event's layer under the input law."""
     problem, trust = propagator.inputs.problem, Trust()
     plain_spread(propagator, prior, trust)
     trust.evidence["depth_over_width"] = depth_over_width(propagator)
-    first, reach = step_towards(propagator, torch.zeros_like(slices.directions[None, :, 0]))
+    first, reach = step_from(propagator, torch.zeros_like(slices.directions[None, :, 0]), prior)
     other = slices_along(propagator, first[:, None], reach).log_prob() if bool(first.any()) else torch.tensor(log_prob)
     apart = abs(log_prob - float(other)) / LOG10
     trust.evidence["directions_apart"] = apart
@@ -174,13 +174,13 @@ def refusal(evidence: Mapping[str, float]) -> str:
 
 
 @torch.no_grad()
-def plain_spread(propagator: Propagator, prior: tuple[Tensor, Tensor], trust: Trust) -> None:
+def plain_spread(propagator: Propagator, prior: At, trust: Trust) -> None:
     """Mean and standard deviation of the event's layer, propagated against seen: the number that is worst off."""
     problem, tape = propagator.inputs.problem, propagator.event.tape
     x = problem.from_normal(torch.randn(PLAIN, propagator.inputs.dimension, device=problem.device))
     problem.book(PLAIN, 0)
     seen = evaluate(tape, x)
-    mean, covariance = prior
+    mean, covariance, _ = prior
     sd = covariance[0].diagonal().clamp_min(0.0).sqrt()
     wide = seen.std(0).clamp_min(1e-12)
     ratio = (sd / wide).log()
