@@ -105,6 +105,9 @@ def event_of(tape: Tape) -> Event:
     while extreme is not None and (way := _monotone(tape, base)) is not None:
         functions.append(_whole(tape, base))
         sign, base = sign * way, tape[base.parents[0]]
+    if extreme is not None and (apart := _apart(tape, base)) is not None:
+        base, function = apart
+        functions.append(function)
     before = _ancestors(tape, base)
     steps = (*(s for s in tape.steps if s.name in before), base)
     return Event(Tape(steps), every, tuple(functions[::-1]), sign)
@@ -112,7 +115,7 @@ def event_of(tape: Tape) -> Event:
 
 def _sign(tape: Tape, chain: list[Step]) -> float:
     """Whether a chain of monotone steps rises or falls."""
-    return math.prod(_monotone(tape, step) or 1.0 for step in chain)
+    return math.prod((_monotone(tape, step) or 1.0 for step in chain), start=1.0)
 
 
 def _ancestors(tape: Tape, step: Step) -> set[str]:
@@ -151,6 +154,42 @@ def _whole(tape: Tape, step: Step) -> Callable[[Tensor], Tensor]:
     """A step on a vector, number by number."""
     shape = tape[step.parents[0]].shape
     return lambda x: step.call(x.reshape(shape)).reshape(-1)
+
+
+def _apart(tape: Tape, step: Step) -> tuple[Step, Callable[[Tensor], Tensor]] | None:
+    """(numbers, function) for a row of numbers of which some are bent, each by an increasing or falling function of its own."""
+    items = step.argument(0, "tensors")
+    if step.op not in {"stack", "cat"} or not all(isinstance(a, Ref) and tape[a.name].size == 1 for a in items):
+        return None
+    chains: list[list[Step]] = []
+    for item in items:
+        chain = [tape[item.name]]
+        while _monotone(tape, chain[-1]) is not None:
+            chain.append(tape[chain[-1].parents[0]])
+        while len(chain) > 1 and activation_of(chain[-2]) is None:
+            chain.pop()
+        chains.append(chain)
+    if all(len(chain) == 1 for chain in chains):
+        return None
+    signs = [_sign(tape, chain[:-1]) for chain in chains]
+    bends = [[_each(tape, one) for one in chain[-2::-1]] for chain in chains]
+    ends = [chain[-1].name for chain in chains]
+    parents = tuple(dict.fromkeys(ends))
+
+    def call(*values: Tensor) -> Tensor:
+        known = dict(zip(parents, values, strict=True))
+        return torch.stack([s * known[name].reshape(1) for s, name in zip(signs, ends, strict=True)], -1)
+
+    def function(x: Tensor) -> Tensor:
+        numbers = []
+        for number, s, bend in zip(x.reshape(-1, 1), signs, bends, strict=True):
+            one = s * number
+            for f in bend:
+                one = f(one)
+            numbers.append(one)
+        return torch.cat(numbers)
+
+    return Step(f"{step.name}/apart", "stack", parents, torch.Size([1, len(ends)]), call), function
 
 
 def _extreme(tape: Tape, step: Step) -> tuple[str, bool] | None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from ppl_risk.propagation.propagator import Propagator
 #: Nodes of the first direction and of the second, and the ends of their ranges; the first follows the design point.
 NODES, SECOND_NODES = 7, 5
 LOWEST, HIGHEST, BEYOND, SECOND_REACH = -3.5, 7.5, 2.75, 3.5
-#: Points of the integral along the first direction (for a margin of one number, and of several) and along the second.
-FINE, FINE_SEVERAL, SECOND_FINE = 8001, 441, 57
+#: Points of the integral along one direction, for a margin of one number and of several, and along two, likewise.
+FINE, FINE_SEVERAL, FINE_OF_TWO, FEW = 8001, 441, (441, 57), (221, 41)
 #: Points of the integral that are smaller than the largest by more than this many nats are left out.
 NEGLIGIBLE = 30.0
 #: Steps towards the design point, and how far away it may be sought.
@@ -39,7 +39,7 @@ STEPS, FARTHEST = 6, 30.0
 TURN_DEGREES, TURN_AT, LEFT = 30.0, 3.5, 1.75
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Slices:
     """The event's layer along one or two directions: nodes (nodes, k), laws there, gradients there.
 
@@ -61,8 +61,8 @@ class Slices:
 
     def points(self) -> list[Tensor]:
         """The fine points of every axis."""
-        several = self.mean.shape[-1] > 1 or len(self.axes) > 1
-        counts = (FINE_SEVERAL if several else FINE, SECOND_FINE)
+        several, second = self.mean.shape[-1] > 1, len(self.axes) > 1
+        counts = FEW if several and second else FINE_OF_TWO if second else (FINE_SEVERAL if several else FINE,)
         return [_fine(axis, count) for axis, count in zip(self.axes, counts, strict=False)]
 
     def conditional(self, every: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -88,6 +88,11 @@ class Slices:
             covariance = covariance + move[..., None] * move[..., None, :]
         return grid, log_weight, mean.reshape(-1, k), covariance.reshape(-1, k, k)
 
+    @cached_property
+    def masses(self) -> tuple[Tensor, Tensor]:
+        """`log_masses` at the threshold 0."""
+        return self.log_masses()
+
     def log_masses(self, threshold: float = 0.0, every: int = 1) -> tuple[Tensor, Tensor]:
         """log Pr[margin >= threshold | v] at the fine points, -inf where it cannot matter, and the same with the weight of v."""
         _, log_weight, mean, covariance = self.conditional(every)
@@ -99,11 +104,12 @@ class Slices:
 
     def log_prob(self, threshold: float = 0.0, every: int = 1) -> Float[Tensor, ""]:
         """log Pr[margin >= threshold], nats, by the trapezoid rule over the splined laws."""
-        return torch.logsumexp(self.log_masses(threshold, every)[1], 0).clamp_max(0.0)
+        here = self.masses if threshold == 0.0 and every == 1 else self.log_masses(threshold, every)
+        return torch.logsumexp(here[1], 0).clamp_max(0.0)
 
     def left_to_gaussian(self) -> float:
         """Mean over the failures of -Phi^{-1}(Pr[event | v]), where positive: how far out a slice's Gaussian is trusted."""
-        log_p, log_mass = self.log_masses()
+        log_p, log_mass = self.masses
         depth = -log_quantile(log_p.clamp(-1e6, -1e-12))
         return float((torch.softmax(log_mass, 0) * depth.clamp_min(0.0)).sum())
 

@@ -54,7 +54,7 @@ class SlicePosterior:
     def __init__(self, slices: Slices) -> None:
         self.slices = slices
         self.shape = [len(points) for points in slices.points()]
-        self.log_p, log_mass = slices.log_masses()
+        self.log_p, log_mass = slices.masses
         self.log_share = torch.log_softmax(log_mass, 0)
         nodes = slices.event.log_prob(
             slices.mean.reshape(-1, slices.mean.shape[-1]),
