@@ -48,6 +48,15 @@ TRUSTED = "slices, full"
 Answer = dict[str, Any]
 
 
+def _skewed(p: pr.RiskProblem) -> Answer:
+    try:
+        found = pr.propagate(p, "full", readout="skewed", trust=False, posterior_draws=0)
+    except pr.RiskError:
+        return {"log10": math.nan, "cost": math.nan}
+    law = found.evidence.get("log10_p_of_the_law", found.log10_prob)
+    return {"log10": law, "cost": found.evidence["forward_passes_worth"]}
+
+
 def _slices(p: pr.RiskProblem, family: str, directions: int, trust: bool = False) -> Answer:
     found = pr.propagate(p, family, readout="slices", directions=directions, trust=trust, posterior_draws=0)
     law = found.evidence.get("log10_p_of_the_law", found.log10_prob)
@@ -131,6 +140,7 @@ METHODS: dict[str, Callable[[pr.RiskProblem], Answer]] = {
     "slices, full": lambda p: _slices(p, "full", 2, True),
     "slices, full, one direction": lambda p: _slices(p, "full", 1),
     "slices, low rank 16, one direction": lambda p: _slices(p, "low_rank", 1),
+    "slices, skewed, one direction": _skewed,
     "mean-field": lambda p: _one_tail(p, "mean_field"),
     "full covariance": lambda p: _one_tail(p, "full"),
     "low rank 16": lambda p: _one_tail(p, "low_rank"),
@@ -140,33 +150,42 @@ METHODS: dict[str, Callable[[pr.RiskProblem], Answer]] = {
 
 
 def answers(cell: Cell, seed: int) -> None:
-    """Answer every problem of one network, but those answered already."""
-    known = {(a["index"], a["rarity"]) for a in read() if (a["cell"], a["seed"]) == (cell.name, seed)}
+    """Answer every problem of one network by every method that has not answered it."""
+    known = {(a["index"], a["rarity"]): a["found"] for a in read() if (a["cell"], a["seed"]) == (cell.name, seed)}
     for (index, rarity), truth in truths(cell, seed).items():
-        if truth is None or (index, rarity) in known:
+        if truth is None:
             continue
         p = problem(cell, seed, index, truth.threshold)
+        before = known.get((index, rarity), {})
         found: dict[str, Answer] = {}
         for name, method in METHODS.items():
-            started = time.perf_counter()
-            found[name] = method(p) | {"seconds": time.perf_counter() - started}
-        found |= _form_and_sampling(p)
-        record = {
-            "cell": cell.name,
-            "seed": seed,
-            "index": index,
-            "rarity": rarity,
-            "truth": truth.log10_prob,
-            "found": found,
-        }
-        OUT.parent.mkdir(exist_ok=True)
-        with OUT.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+            if name not in before:
+                started = time.perf_counter()
+                found[name] = method(p) | {"seconds": time.perf_counter() - started}
+        if "FORM" not in before:
+            found |= _form_and_sampling(p)
+        if found:
+            record = {
+                "cell": cell.name,
+                "seed": seed,
+                "index": index,
+                "rarity": rarity,
+                "truth": truth.log10_prob,
+                "found": found,
+            }
+            OUT.parent.mkdir(exist_ok=True)
+            with OUT.open("a") as file:
+                file.write(json.dumps(record) + "\n")
 
 
 def read() -> list[dict[str, Any]]:
-    """What was answered so far."""
-    return [json.loads(line) for line in OUT.read_text().splitlines()] if OUT.exists() else []
+    """What was answered so far, one record a problem."""
+    merged: dict[tuple[object, ...], dict[str, Any]] = {}
+    for line in OUT.read_text().splitlines() if OUT.exists() else []:
+        record = json.loads(line)
+        key = tuple(record[k] for k in ("cell", "seed", "index", "rarity"))
+        merged.setdefault(key, record)["found"] |= record["found"]
+    return list(merged.values())
 
 
 def _rms(errors: list[float]) -> str:
@@ -183,11 +202,15 @@ def _rows(found: list[dict[str, Any]]) -> list[dict[str, object]]:
     for cell in CELLS:
         mine = [r for r in found if r["cell"] == cell]
         for name in [*METHODS, "FORM", "importance sampling"] if mine else []:
+            if any(name not in r["found"] for r in mine):
+                continue
             errors = [
                 _rms([r["found"][name]["log10"] - r["truth"] for r in mine if r["rarity"] == rarity])
                 for rarity in RARITIES
             ]
-            costs = sorted(r["found"][name]["cost"] for r in mine)
+            costs = sorted(r["found"][name]["cost"] for r in mine if math.isfinite(r["found"][name]["cost"])) or [
+                math.nan
+            ]
             bar = BARS[cell]
             asked = "REFUSED" if bar is None else " / ".join("-" if b is None else f"{b:g}" for b in bar)
             rows.append({

@@ -20,13 +20,15 @@ from ppl_risk.propagation.event import Event, event_of
 from ppl_risk.propagation.input_law import FAMILIES, InputLaw
 from ppl_risk.propagation.joint import Joint, LayerLaw
 from ppl_risk.propagation.propagator import Propagator
+from ppl_risk.propagation.skewed_slices import skewed
 from ppl_risk.propagation.slices import At, Slices, design_point, second_direction, slices_along
 from ppl_risk.propagation.trust import DEEP, Trust, examine
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, decades
 from ppl_risk.tracing import trace
 
-READOUTS = ("slices", "orthant", "gaussian")
+SLICED = ("slices", "skewed")
+READOUTS = (*SLICED, "orthant", "gaussian")
 #: Thresholds of the survival curve, and how many fine points one of its numbers skips.
 CURVE, SKIPPED = 33, 8
 
@@ -58,15 +60,16 @@ def propagate(
     r"""log Pr[margin >= 0] by carrying the law of the input through the network; no input runs through it for the number.
 
     The law of every layer is Gaussian, u -> x -> layers, with the correlations that `family` keeps. `slices` integrates over one
-    direction of the input, or two, int phi(v) Pr[event | v] dv; `orthant` reads the event off one law, `gaussian` the tail of one
-    Gaussian margin. With `trust` the true network is then run 1500 times, and the number is REFUSED where those passes say so.
+    direction of the input, or two, int phi(v) Pr[event | v] dv; `skewed` carries third cumulants inside the slices; `orthant`
+    reads the event off one law, `gaussian` the tail of one Gaussian margin. With `trust` the true network is then run 1500
+    times, and the number is REFUSED where those passes say so.
 
     Args:
         problem: the problem; its input law Gaussian, or a product of continuous laws. family: "mean_field", "low_rank" or
-            "full". rank: of "low_rank", 1 or more. readout: "slices", "orthant" or "gaussian". directions: how many may be sliced;
-            a second, where the first leaves too much, costs 35 propagations more. trust: check the number with passes of the
-            network. posterior_draws: catastrophic inputs kept at most, found by the check. seed: of the check;
-            the number itself has none.
+            "full". rank: of "low_rank", 1 or more. readout: "slices", "skewed" (with "full", for chains of layers), "orthant" or
+            "gaussian". directions: how many may be sliced; a second, where the first leaves too much, costs 35 propagations
+            more. trust: check the number with passes of the network. posterior_draws: catastrophic inputs kept at most, found
+            by the check. seed: of the check; the number itself has none.
 
     Returns:
         The estimate; `survival` is the whole curve from one set of slices, `guide` a `PropagatedLaw`, `std_error` (nats) the
@@ -85,6 +88,8 @@ def propagate(
             f"family must be one of {', '.join(FAMILIES)}, readout one of {', '.join(READOUTS)}, rank 1 or more and directions "
             f"1 or 2; got {family!r}, {readout!r}, {rank}, {directions}."
         )
+    if readout == "skewed" and family != "full":
+        raise RiskError(f"readout='skewed' carries every covariance: family must be 'full', got {family!r}.")
     started = time.perf_counter()
     require_sound(problem)
     with problem.metered() as meter:
@@ -139,7 +144,8 @@ def propagated_log_prob(
         zero = law.prior[0].new_zeros(1, made.inputs.dimension)
         mean, covariance, _ = made.laws(zero, zero.new_zeros(zero.shape[1], 0))
         return made.event.log_prob(mean, covariance)[0]
-    return law.slices.again(made).log_prob()
+    slices = law.slices.again(made)
+    return (skewed(made, slices) if readout == "skewed" else slices).log_prob()
 
 
 def _event(problem: RiskProblem, readout: str) -> Event:
@@ -159,14 +165,16 @@ def _read(made: Propagator, readout: str, directions: int) -> tuple[PropagatedLa
     prior = made.at(zero, zero.new_zeros(zero.shape[1], 0), look)
     law = PropagatedLaw(layers, made.event, prior)
     direct = float(made.event.log_prob(*prior[:2]))
-    if readout != "slices":
+    if readout not in SLICED:
         return law, direct
     direction, distance = design_point(made, prior)
     if not bool(direction.any()):
         # No direction of the input moves the event, so there is nothing to slice along.
         return law, direct
     slices = slices_along(made, direction[:, None], distance)
-    across = second_direction(slices) if directions == 2 else None
+    if readout == "skewed":
+        slices = skewed(made, slices)
+    across = second_direction(slices) if directions == 2 and readout == "slices" else None
     if across is not None:
         slices = slices_along(made, torch.stack([direction, across], 1), distance)
     return replace(law, slices=slices), float(slices.log_prob())
@@ -179,11 +187,9 @@ def _verdict(passes: Trust, log_prob: float, readout: str, trust: bool) -> tuple
         return Status.REFUSED, f"The propagated law puts it at {where}, which no propagated law can know. {instead}"
     if passes.refused:
         return Status.REFUSED, f"{passes.refused[0].upper()}{passes.refused[1:]}. {instead}"
-    if readout != "slices" or not passes.evidence:
+    if not passes.evidence:
         told = (
-            "Set trust=True to check it"
-            if readout == "slices" and not trust
-            else "Use readout='slices', which checks it"
+            "Set trust=True to check it" if readout in SLICED and not trust else "Use readout='slices', which checks it"
         )
         return Status.MODEL_ONLY, f"{told} with 1500 passes of the network, or {instead[0].lower()}{instead[1:]}"
     if passes.evidence["depth_over_width"] > DEEP:

@@ -73,7 +73,7 @@ class Slices:
         mean, root = self.mean, self.root
         fine = [points[::every] for points in self.points()]
         for place, (axis, points) in enumerate(zip(self.axes, fine, strict=True)):
-            matrix = _spline(tuple(axis.tolist()), tuple(points.tolist())).to(mean)
+            matrix = spline(tuple(axis.tolist()), tuple(points.tolist())).to(mean)
             mean = torch.einsum("ij,j...->i...", matrix, mean.movedim(place, 0)).movedim(0, place)
             root = torch.einsum("ij,j...->i...", matrix, root.movedim(place, 0)).movedim(0, place)
         grid = torch.stack(torch.meshgrid(*fine, indexing="ij"), -1).reshape(-1, len(fine))
@@ -215,6 +215,6 @@ def _fine(axis: Tensor, count: int) -> Tensor:
 
 
 @cache
-def _spline(nodes: tuple[float, ...], points: tuple[float, ...]) -> Tensor:
-    """Matrix (points, nodes) of the natural cubic spline: linear in the values, so differentiable."""
+def spline(nodes: tuple[float, ...], points: tuple[float, ...]) -> Tensor:
+    """Matrix (points, nodes) of the natural cubic spline: linear in the values, so it can be differentiated in them."""
     return torch.tensor(CubicSpline(nodes, np.eye(len(nodes)), bc_type="natural")(points))
