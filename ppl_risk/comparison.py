@@ -71,7 +71,7 @@ class Comparison:
         if math.isinf(self.truth):
             return {"off by": "-" if math.isnan(estimate.log_prob) else "truth is 0"}
         gap = (estimate.log_prob - self.truth) / LOG10
-        return {"off by": "-" if math.isnan(gap) else f"{gap:+.2f}"}
+        return {"off by": "-" if math.isnan(gap) or estimate.status.is_bound else f"{gap:+.2f}"}
 
     def verdict(self) -> str:
         """Which answer to believe, and for each of the others why it differs."""
@@ -169,12 +169,17 @@ def _why(name: str, estimate: RiskEstimate, reference: float | None) -> str:
     if estimate.status.believable:
         return ""
     away = ""
-    if reference is not None and math.isfinite(reference) and math.isfinite(estimate.log_prob):
+    if (
+        not estimate.status.is_bound
+        and reference is not None
+        and math.isfinite(reference)
+        and math.isfinite(estimate.log_prob)
+    ):
         gap = (estimate.log_prob - reference) / LOG10
         away = f" ({abs(gap):.1f} decades {'above' if gap > 0 else 'below'})" if abs(gap) >= 0.05 else ""
     text = f"{name}{away}: {estimate.status.name}, {estimate.status.value}."
     if estimate.status is Status.MODEL_ONLY:
-        text += " The gap is what the correlations that the family leaves out are worth."
+        text += " The gap is what the law leaves out: correlations, or a tail that is not Gaussian."
     return f"{text} {estimate.remedy}".rstrip()
 
 

@@ -90,6 +90,8 @@ class LinearMap:
         if self.weight is not None:
             return rows @ self.weight.to(rows.dtype)
         zero = torch.zeros(sum(self.sizes), dtype=rows.dtype, device=rows.device)
+        if rows.numel() == 0:
+            return rows.new_zeros(*rows.shape[:-1], len(zero))
         pull: Any = torch.func.vjp(self._one, zero)[1]
         moved = torch.vmap(lambda row: pull(row)[0], chunk_size=CHUNK)(rows.reshape(-1, rows.shape[-1]))
         return moved.reshape(*rows.shape[:-1], zero.shape[0])

@@ -137,7 +137,7 @@ At = tuple[Tensor, Tensor, Tensor]
 
 
 def design_point(propagator: Propagator, prior: At) -> tuple[Float[Tensor, " d"], float]:
-    """Unit direction of the smoothed design point and its distance, after `STEPS` steps; zeros where no gradient is.
+    """Unit direction of the smoothed design point and its distance, after `STEPS` steps.
 
     Each step goes half way to the gradient's direction: whole steps swing between failure modes. `prior` is the law at 0.
     """
@@ -147,7 +147,12 @@ def design_point(propagator: Propagator, prior: At) -> tuple[Float[Tensor, " d"]
         if step:
             here = propagator.at(z, z.new_zeros(z.shape[1], 0))
         towards, distance = step_from(propagator, z, here)
-        if not bool(towards.any()):
+        if not step and not bool(towards.any()):
+            # Symmetric laws have no gradient at 0, as |x| has none; any side will do.
+            generator = torch.Generator().manual_seed(0)
+            towards = torch.randn(len(direction), generator=generator, dtype=torch.float64).to(z)
+            towards, distance = towards / towards.norm(), 1.0
+        elif not bool(towards.any()):
             break
         middle = direction + towards
         direction = middle / middle.norm().clamp_min(1e-12)
