@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppl_risk.propagation.activation_steps import activation_of
@@ -52,6 +52,12 @@ class Event:
         sd = covariance.diagonal(dim1=-2, dim2=-1).clamp_min(1e-24).sqrt()
         each = torch.special.log_ndtr(self._gap(mean, threshold) / sd)
         return each.amin(-1) if self.every else each.logsumexp(-1).clamp_max(0.0)
+
+    @torch.no_grad()
+    def happens(self, layer: Float[Tensor, "rows k"]) -> Bool[Tensor, " rows"]:
+        """Whether values of the layer are catastrophes."""
+        passed = self._gap(layer, 0.0) >= 0
+        return passed.all(-1) if self.every else passed.any(-1)
 
     def _gap(self, mean: Tensor, threshold: float) -> Tensor:
         gap = self.sign * (mean - self.bounds(threshold, mean.shape[-1]).to(mean))

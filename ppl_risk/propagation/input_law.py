@@ -48,7 +48,9 @@ class InputLaw:
             # x = T(0) + matrix u, with covariance `spread`.
             self.matrix = (self.transport(eye) - origin).mT
             self.spread = self.matrix @ self.matrix.mT
-        elif not self._coordinatewise(probes[:1]):
+        else:
+            self.matrix = torch.eye(self.dimension, dtype=torch.float64, device=problem.device)
+        if not self.affine and not self._coordinatewise(probes[:1]):
             raise RiskError(
                 f"{problem.name}: the input law is neither Gaussian nor a product of continuous laws, so its activations have no "
                 "Gaussian law to start from. Use run_smc or estimate, or propagate_features with a law of features."

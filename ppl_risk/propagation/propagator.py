@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppl_risk.propagation.event import Event
 from ppl_risk.propagation.input_law import InputLaw
 from ppl_risk.propagation.interpret import Look, carry
+from ppl_risk.propagation.linear_map import LinearMap, is_affine
 
 
 @dataclass
@@ -60,3 +61,13 @@ class Propagator:
             gradient = torch.autograd.grad(total, drift, allow_unused=True)[0]
         gradient = torch.zeros_like(centres) if gradient is None else gradient
         return mean, covariance, torch.nan_to_num(gradient)
+
+    def widest(self) -> Float[Tensor, " d"]:
+        """The direction of u that moves the first layer most."""
+        tape, matrix = self.event.tape, self.inputs.matrix
+        name = tape.steps[0].name
+        for step in tape.steps[1:]:
+            if step.parents == (name,) and is_affine(step):
+                matrix = LinearMap(step, [tape[name].shape]).forward(matrix.mT).mT
+                break
+        return torch.linalg.svd(matrix, full_matrices=False)[2][0]

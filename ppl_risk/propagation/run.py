@@ -105,7 +105,7 @@ def propagate(
     status, remedy = _verdict(passes, log_prob, readout, trust)
     evidence = {"forward_passes_worth": propagated / max(problem.flops_per_row, 1.0)} | passes.evidence
     if law.slices is not None:
-        evidence["left_to_gaussian"] = law.slices.left_to_gaussian()
+        evidence |= {"left_to_gaussian": law.slices.left_to_gaussian(), "nodes": float(law.slices.mean[..., 0].numel())}
     if status is Status.REFUSED:
         evidence["log10_p_of_the_law"] = log_prob / LOG10
         log_prob = math.nan
@@ -122,7 +122,7 @@ def propagate(
 
 
 def propagated_log_prob(
-    problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices", *, directions: int = 1
+    problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices", *, directions: int = 2
 ) -> Tensor:
     """log Pr[margin >= 0] as a tensor that can be differentiated in the weights of network and detector, nats.
 
@@ -168,15 +168,12 @@ def _read(made: Propagator, readout: str, directions: int) -> tuple[PropagatedLa
     if readout not in SLICED:
         return law, direct
     direction, distance = design_point(made, prior)
-    if not bool(direction.any()):
-        # No direction of the input moves the event, so there is nothing to slice along.
-        return law, direct
     slices = slices_along(made, direction[:, None], distance)
     if readout == "skewed":
         slices = skewed(made, slices)
     across = second_direction(slices) if directions == 2 and readout == "slices" else None
     if across is not None:
-        slices = slices_along(made, torch.stack([direction, across], 1), distance)
+        slices = slices_along(made, torch.stack([direction, across], 1), distance, slices.axes[0])
     return replace(law, slices=slices), float(slices.log_prob())
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from ppl_risk.propagation.event import Event
 from ppl_risk.propagation.orthant import log_quantile
 from ppl_risk.propagation.propagator import Propagator
+from ppl_risk.risk_estimate import LOG10
 
 #: Nodes of the first direction and of the second, and the ends of their ranges; the first follows the design point.
 NODES, SECOND_NODES = 7, 5
@@ -32,8 +33,11 @@ LOWEST, HIGHEST, BEYOND, SECOND_REACH = -3.5, 7.5, 2.75, 3.5
 FINE, FINE_SEVERAL, FINE_OF_TWO, FEW = 8001, 441, (441, 57), (221, 41)
 #: Points of the integral that are smaller than the largest by more than this many nats are left out.
 NEGLIGIBLE = 30.0
+#: Nodes are doubled, up to MOST, while leaving one out moves log10 p by more than ROUGH: a law that turns between two nodes is
+#: invisible to both.
+ROUGH, MOST, SKIPPED = 0.75, 97, 8
 #: Steps towards the design point, and how far away it may be sought.
-STEPS, FARTHEST = 6, 30.0
+STEPS, FARTHEST = 6, 60.0
 #: A second direction is sliced where the gradient at +3.5 a turns further than this from a, or where the failures lie this many
 #: standard deviations out in the law that a leaves: that part of the tail would be read off a Gaussian.
 TURN_DEGREES, TURN_AT, LEFT = 30.0, 3.5, 1.75
@@ -41,10 +45,7 @@ TURN_DEGREES, TURN_AT, LEFT = 30.0, 3.5, 1.75
 
 @dataclass(frozen=True, eq=False)
 class Slices:
-    """The event's layer along one or two directions: nodes (nodes, k), laws there, gradients there.
-
-    `reach` is the range of the first direction; `passes` counts propagations.
-    """
+    """The event's layer along one or two directions: nodes on each axis, and mean, root of the covariance and gradient there."""
 
     event: Event
     directions: Float[Tensor, "d k"]
@@ -58,6 +59,22 @@ class Slices:
         grid = torch.stack(torch.meshgrid(*self.axes, indexing="ij"), -1).reshape(-1, len(self.axes))
         mean, covariance, _ = propagator.laws(grid @ self.directions.mT, self.directions)
         return replace(self, mean=mean.reshape(self.mean.shape), root=root_of(covariance).reshape(self.root.shape))
+
+    def roughness(self) -> float:
+        """Largest change of log10 p, decades, when one inner node of the first of one direction is left out."""
+        every = SKIPPED if self.mean.shape[-1] > 1 else 1
+        whole, changes, count = float(self.log_prob(every=every)), [0.0], len(self.axes[0])
+        for left in range(1, count - 1):
+            kept = [i for i in range(count) if i != left]
+            fewer = replace(
+                self,
+                axes=(self.axes[0][kept],),
+                mean=self.mean[kept],
+                root=self.root[kept],
+                gradient=self.gradient[kept],
+            )
+            changes.append(abs(float(fewer.log_prob(every=every)) - whole) / LOG10)
+        return max(changes)
 
     def points(self) -> list[Tensor]:
         """The fine points of every axis."""
@@ -114,22 +131,47 @@ class Slices:
         return float((torch.softmax(log_mass, 0) * depth.clamp_min(0.0)).sum())
 
 
-def slices_along(propagator: Propagator, directions: Float[Tensor, "d k"], distance: float) -> Slices:
-    """Propagate the laws at the nodes of one or two directions; `distance` is where the design point lies on the first."""
-    device = directions.device
-    high = max(HIGHEST, distance + BEYOND)
-    count = max(NODES, math.ceil(NODES * (high - LOWEST) / (HIGHEST - LOWEST)))
-    axes = [_chebyshev(LOWEST, high, count).to(device)]
-    if directions.shape[1] == 2:
-        axes.append(_chebyshev(-SECOND_REACH, SECOND_REACH, SECOND_NODES).to(device))
+def slices_along(
+    propagator: Propagator, directions: Float[Tensor, "d k"], distance: float, axis: Tensor | None = None
+) -> Slices:
+    """Propagate the laws at the nodes of one or two directions; `distance` is where the design point lies on the first.
+
+    The nodes of one direction are doubled while the law turns between them; of two, `axis` is the first's.
+    """
+    if axis is None:
+        high = max(HIGHEST, distance + BEYOND)
+        count = max(NODES, math.ceil(NODES * (high - LOWEST) / (HIGHEST - LOWEST)))
+        axis = _chebyshev(LOWEST, high, count).to(directions.device)
+    axes = (
+        (axis,) if directions.shape[1] == 1 else (axis, _chebyshev(-SECOND_REACH, SECOND_REACH, SECOND_NODES).to(axis))
+    )
+    found = _at_nodes(propagator, directions, axes)
+    while len(axes) == 1 and 2 * len(axes[0]) - 1 <= MOST and found.roughness() > ROUGH:
+        # Chebyshev points nest: only those between the old ones are new.
+        finer = _chebyshev(float(axes[0][0]), float(axes[0][-1]), 2 * len(axes[0]) - 1).to(axis)
+        new = _at_nodes(propagator, directions, (finer[1::2],))
+        axes = (finer,)
+        parts = [_interleaved(getattr(found, n), getattr(new, n)) for n in ("mean", "root", "gradient")]
+        found = Slices(propagator.event, directions, axes, *parts)
+    return found
+
+
+def _at_nodes(propagator: Propagator, directions: Tensor, axes: tuple[Tensor, ...]) -> Slices:
     grid = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1)
     mean, covariance, gradient = propagator.at(grid.reshape(-1, len(axes)) @ directions.mT, directions)
     shape = grid.shape[:-1]
     root = root_of(covariance)
     return Slices(
-        propagator.event, directions, tuple(axes), mean.reshape(*shape, -1), root.reshape(*shape, *root.shape[1:]),
+        propagator.event, directions, axes, mean.reshape(*shape, -1), root.reshape(*shape, *root.shape[1:]),
         gradient.reshape(*shape, -1),
     )  # fmt: skip
+
+
+def _interleaved(old: Tensor, new: Tensor) -> Tensor:
+    """Old and new rows in turn, the old ones first and last."""
+    both = torch.cat([old, old[:-1]])
+    both[0::2], both[1::2] = old, new
+    return both
 
 
 #: What `Propagator.at` returns.
@@ -148,10 +190,8 @@ def design_point(propagator: Propagator, prior: At) -> tuple[Float[Tensor, " d"]
             here = propagator.at(z, z.new_zeros(z.shape[1], 0))
         towards, distance = step_from(propagator, z, here)
         if not step and not bool(towards.any()):
-            # Symmetric laws have no gradient at 0, as |x| has none; any side will do.
-            generator = torch.Generator().manual_seed(0)
-            towards = torch.randn(len(direction), generator=generator, dtype=torch.float64).to(z)
-            towards, distance = towards / towards.norm(), 1.0
+            # A symmetric law has no gradient at 0, as |x| has none.
+            towards, distance = propagator.widest(), 1.0
         elif not bool(towards.any()):
             break
         middle = direction + towards

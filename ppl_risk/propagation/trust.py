@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from jaxtyping import Float
 from scipy.interpolate import CubicSpline
+from scipy.stats import binom
 from torch import Tensor
 
 from ppl_risk.propagation.interpret import evaluate
@@ -28,6 +29,8 @@ PLAIN, DRAWS, DEFENSIVE = 1000, 500, 0.1
 #: What is refused: decades between the number and the draws (beyond twice their error), decades between two directions,
 #: standard deviations of the layer too small or too large by this factor, fewer effective draws than this.
 APART, DIRECTIONS_APART, SPREAD, EFFECTIVE = 0.3, 1.0, 1.25, 5.0
+#: Chance of the plain passes' hits, under the number, below which it is refused.
+UNLIKELY = 1e-3
 #: Depth over width from which plain networks were seen to fail; it is named, not refused.
 DEEP = 0.1
 
@@ -125,6 +128,7 @@ class SlicePosterior:
 def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: At) -> Trust:
     """Run the passes and judge a number; `prior` is the event's layer under the input law."""
     problem, trust = propagator.inputs.problem, Trust()
+    trust.evidence["log10_p_of_the_law"] = log_prob / LOG10
     plain_spread(propagator, prior, trust)
     trust.evidence["depth_over_width"] = depth_over_width(propagator)
     first, reach = step_from(propagator, torch.zeros_like(slices.directions[None, :, 0]), prior)
@@ -152,13 +156,15 @@ def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: At) 
         trust.evidence |= {
             "log10_p_of_draws": trust.log_prob / LOG10, "draws_error": error / LOG10, "effective_draws": effective,
         }  # fmt: skip
-    trust.evidence["log10_p_of_the_law"] = log_prob / LOG10
     trust.refused = refusal(trust.evidence)
     return trust
 
 
 def refusal(evidence: Mapping[str, float]) -> str:
     """Why a number with this evidence is refused; "" where it is not."""
+    p, hits = min(10 ** evidence["log10_p_of_the_law"], 1.0), int(evidence["plain_hits"])
+    if min(binom.sf(hits - 1, PLAIN, p), binom.cdf(hits, PLAIN, p)) < UNLIKELY:
+        return f"{hits} of {PLAIN} plain passes fail, which a probability of {p:.1e} does not explain"
     if not evidence["draws_that_fail"]:
         return f"none of {DRAWS} inputs drawn from the slices' posterior fails"
     if evidence["effective_draws"] < EFFECTIVE:
@@ -175,7 +181,7 @@ def refusal(evidence: Mapping[str, float]) -> str:
 
 @torch.no_grad()
 def plain_spread(propagator: Propagator, prior: At, trust: Trust) -> None:
-    """Mean and standard deviation of the event's layer, propagated against seen: the number that is worst off."""
+    """Mean and standard deviation of the event's layer, propagated against seen: the number that is worst off. And hits."""
     problem, tape = propagator.inputs.problem, propagator.event.tape
     x = problem.from_normal(torch.randn(PLAIN, propagator.inputs.dimension, device=problem.device))
     problem.book(PLAIN, 0)
@@ -185,6 +191,7 @@ def plain_spread(propagator: Propagator, prior: At, trust: Trust) -> None:
     wide = seen.std(0).clamp_min(1e-12)
     ratio = (sd / wide).log()
     trust.evidence["spread_ratio"] = float(ratio[ratio.abs().argmax()].exp())
+    trust.evidence["plain_hits"] = float(propagator.event.happens(seen).sum())
     trust.evidence["mean_shift"] = float(((mean[0] - seen.mean(0)) / wide).abs().max())
 
 
