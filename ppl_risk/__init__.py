@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ppl_risk.preflight import check as check
     from ppl_risk.problem import RiskProblem as RiskProblem
     from ppl_risk.propagation import propagate as propagate
+    from ppl_risk.propagation import propagate_features as propagate_features
     from ppl_risk.propagation import propagated_log_prob as propagated_log_prob
     from ppl_risk.provenance import Provenance as Provenance
     from ppl_risk.rank_search import choose_rank as choose_rank
@@ -48,8 +49,8 @@ _HOME = {
     "UpdateSketch": "selection", "all_of": "systems", "any_of": "systems", "at_least": "systems", "certify": "bounds",
     "check": "preflight", "choose_rank": "rank_search", "compare": "comparison", "estimate": "engine",
     "fit_layerwise": "layerwise", "fit_svi": "svi", "load_model": "zoo", "load_recipe": "zoo", "load_truth": "zoo",
-    "monte_carlo": "crude_monte_carlo", "propagate": "propagation", "propagated_log_prob": "propagation", "run_smc": "smc",
-    "select": "selection", "uncertain_weights": "weight_posterior",
+    "monte_carlo": "crude_monte_carlo", "propagate": "propagation", "propagate_features": "propagation",
+    "propagated_log_prob": "propagation", "run_smc": "smc", "select": "selection", "uncertain_weights": "weight_posterior",
 }  # fmt: skip
 _ROOMS = ("guides", "inputs", "plots")
 

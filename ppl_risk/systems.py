@@ -77,7 +77,13 @@ class System(nn.Module):
 
     def forward(self, output: object) -> Float[Tensor, " batch"]:
         """The k-th largest margin."""
-        return self.margins(output).topk(self.needed, dim=-1).values[..., -1]
+        margins = self.margins(output)
+        # The largest and the smallest have names of their own, which methods that read the network understand anywhere.
+        if self.needed == 1:
+            return margins.amax(-1)
+        if self.needed == len(self.detectors):
+            return margins.amin(-1)
+        return margins.topk(self.needed, dim=-1).values[..., -1]
 
     def _name(self, index: int) -> str:
         part = self.detectors[index]

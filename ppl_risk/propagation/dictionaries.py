@@ -1,7 +1,9 @@
 r"""Where directions of features come from: a sparse autoencoder, random unit vectors, or the user.
 
-A sparse autoencoder minimises |x - c - V z|^2 + l1 |z|_1, z = relu(W (x - c) + a) with the columns of V of unit length, or keeps the
-`top` largest z of a row and no penalty (Gao et al. 2024, arXiv 2406.04093). Random directions take z from least squares.
+A sparse autoencoder minimises |x - c - V z|^2 + l1 |z|_1, z = relu(W (x - c) + a) with the columns of V of unit length, or keeps
+the `top` largest z of a row and no penalty (Gao et al. 2024, arXiv 2406.04093). Given directions take z from least squares, random
+ones from ridge regression: nearly parallel directions would otherwise get huge activations of opposite signs, which independence
+adds up.
 """
 
 from __future__ import annotations
@@ -15,37 +17,41 @@ from ppl_risk.errors import RiskError
 from ppl_risk.propagation.features import Dictionary
 from ppl_risk.randomness import seeded
 
-#: Rows of a step of training, its first rate, and the ridge of least squares relative to the mean squared singular value.
-BATCH, RATE, RIDGE = 512, 3e-3, 1e-9
+#: Rows of a step of training, its first rate, the least singular value of given directions relative to the largest, and the ridge
+#: of random ones, which are of unit length.
+BATCH, RATE, LEAST, RIDGE = 512, 3e-3, 1e-9, 1.0
 
 
 def given_directions(directions: Float[Tensor, "n j"], name: str = "given") -> Dictionary:
-    """Activations by least squares, shrunk by a hair where there are more directions than numbers.
+    """Activations by least squares; the smallest ones where there are more directions than numbers.
 
     Raises:
         RiskError: directions are not a finite matrix.
 
     Example:
-        >>> given_directions(torch.eye(2)).encode(torch.ones(1, 2).double()).tolist()
+        >>> given_directions(torch.eye(2)).encode(torch.ones(1, 2).double()).round(decimals=6).tolist()
         [[1.0, 1.0]]
     """
     if directions.dim() != 2 or not bool(torch.isfinite(directions).all()):
         raise RiskError(f"Directions must be a finite matrix (n, features), got {tuple(directions.shape)}.")
     directions = directions.double()
-    solve = torch.linalg.pinv(directions, rtol=RIDGE)
-    return Dictionary(directions, lambda x: (x.double() @ solve.mT).round(decimals=12), name)
+    solve = torch.linalg.pinv(directions, rtol=LEAST)
+    return Dictionary(directions, lambda x: x.double() @ solve.mT, name)
 
 
 def random_dictionary(size: int, count: int, seed: int = 0) -> Dictionary:
     """`count` random unit vectors of R^size.
 
     Example:
-        >>> random_dictionary(4, 2).directions.norm(dim=0).tolist()
+        >>> random_dictionary(4, 2).directions.norm(dim=0).round(decimals=6).tolist()
         [1.0, 1.0]
     """
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(size, count, generator=generator, dtype=torch.float64)
-    return given_directions(drawn / drawn.norm(dim=0), "random")
+    directions = drawn / drawn.norm(dim=0)
+    ridge = directions.mT @ directions + RIDGE * torch.eye(count, dtype=torch.float64)
+    solve = torch.linalg.solve(ridge, directions.mT)
+    return Dictionary(directions, lambda x: x.double() @ solve.mT.to(x.device), "random")
 
 
 def train_sae(
@@ -76,8 +82,8 @@ def train_sae(
     scale = x.std(0).square().mean().sqrt() if len(x) > 1 else x.new_zeros(())
     if len(x) < 100 or count < 1 or not bool(scale > 0) or (top is not None and not 1 <= top <= count):
         raise RiskError(
-            f"A sparse autoencoder takes at least 100 rows that differ, a feature or more and 1 <= top <= count; got {len(x)} rows, "
-            f"{count} features, top {top}."
+            f"A sparse autoencoder takes at least 100 rows that differ, a feature or more and 1 <= top <= count; got "
+            f"{len(x)} rows, {count} features, top {top}."
         )
     with seeded(seed), torch.enable_grad():
         centre = x.mean(0)

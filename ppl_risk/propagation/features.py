@@ -14,7 +14,7 @@ of the laws of (z, x), and no more than that of the laws of x. Features of layer
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -24,11 +24,13 @@ from torch import Tensor
 from ppl_risk.errors import RiskError
 from ppl_risk.propagation.saddlepoint import LEAST, Quantiles
 
-COACTIVATIONS, MARGINALS = ("none", "pairwise"), ("empirical", "gaussian")
+COACTIVATIONS, MARGINALS, RESIDUALS = ("none", "pairwise"), ("empirical", "gaussian"), ("errors", "covariance", "none")
 #: Probabilities, within what is not the spike, at which a marginal gets a knot; draws that must lie beyond the outermost.
 LEVELS, BEYOND = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.97, 0.995), 8
 #: Share of the draws at one value from which it is a spike, and rounds of the fit of one common factor.
 SPIKE, ROUNDS = 0.01, 300
+#: Share of the rows' variance below which a direction of the residual is rounding.
+NEGLIGIBLE = 1e-9
 #: Nodes of the integral over the common factor in E z z'.
 NODES = 32
 
@@ -121,14 +123,16 @@ def fit_features(
     x: Float[Tensor, "rows n"],
     coactivation: str = "none",
     marginals: str = "empirical",
-    residual: bool = True,
+    residual: str = "errors",
 ) -> FeatureLaw:
-    """P_0 fitted to rows of the input or of a layer: marginals, mean, what covariance the features leave, and co-activation.
+    """P_0 fitted to rows of the input or of a layer: marginals, mean, covariance of what they leave, and co-activation.
 
     Args:
         dictionary: directions, and how activations are found. x: draws. coactivation: "none" or "pairwise", one common factor
             behind the normal scores of the activations. marginals: "empirical", or "gaussian" by mean and standard deviation.
-        residual: whether the covariance that the features do not explain is added as Gaussian noise.
+        residual: independent Gaussian noise beside the features, with the covariance of what they do not reconstruct ("errors"),
+            or of what their sum lacks of the rows' covariance, where positive ("covariance": P_0 then has nearly the second moments
+            of the rows, which hides some of what independence gets wrong), or "none".
 
     Raises:
         RiskError: an unknown option, fewer than 100 rows, or activations that are not finite.
@@ -138,10 +142,10 @@ def fit_features(
         >>> bool(fit_features(Dictionary(torch.ones(1, 1).double(), lambda rows: rows), x).coactive)
         False
     """
-    if coactivation not in COACTIVATIONS or marginals not in MARGINALS:
+    if coactivation not in COACTIVATIONS or marginals not in MARGINALS or residual not in RESIDUALS:
         raise RiskError(
-            f"coactivation must be one of {', '.join(COACTIVATIONS)} and marginals one of {', '.join(MARGINALS)}; "
-            f"got {coactivation!r} and {marginals!r}."
+            f"coactivation must be one of {', '.join(COACTIVATIONS)}, marginals one of {', '.join(MARGINALS)} and residual one of "
+            f"{', '.join(RESIDUALS)}; got {coactivation!r}, {marginals!r} and {residual!r}."
         )
     x = x.double()
     z = dictionary.encode(x).double()
@@ -160,14 +164,15 @@ def fit_features(
     empty = x.new_zeros(x.shape[1], 0)
     law = FeatureLaw(x.mean(0), directions, quantiles, empty, loadings, 0 * z[0], 0 * z[0, 0], dictionary.name)
     mean, second = law.second_moments()
-    bias = x.mean(0) - directions @ mean
-    if not residual:
-        return FeatureLaw(bias, directions, quantiles, empty, loadings, law.shift, law.factor_shift, law.name)
-    left = torch.cov(x.mT).reshape(x.shape[1], -1) - directions @ (second - mean[:, None] * mean) @ directions.mT
+    law = replace(law, bias=x.mean(0) - directions @ mean)
+    if residual == "none":
+        return law
+    left = torch.cov((x - z @ directions.mT).mT).reshape(x.shape[1], -1)
+    if residual == "covariance":
+        left = torch.cov(x.mT).reshape(x.shape[1], -1) - directions @ (second - mean[:, None] * mean) @ directions.mT
     values, vectors = torch.linalg.eigh(left)
-    kept = values > 1e-3 * float(x.var(0).mean())
-    root = vectors[:, kept] * values[kept].sqrt()
-    return FeatureLaw(bias, directions, quantiles, root, loadings, law.shift, law.factor_shift, law.name)
+    kept = values > NEGLIGIBLE * float(x.var(0).mean())
+    return replace(law, residual=vectors[:, kept] * values[kept].sqrt())
 
 
 def one_factor(correlation: Float[Tensor, "j j"]) -> Float[Tensor, " j"]:

@@ -3,7 +3,7 @@ r"""The low-rank family: diag(d) + F F^T over all live numbers, with one latent 
 An affine map A makes A diag(d) A^T of the independent part, which is neither diagonal nor of low rank: the operator
 S = A (diag(d) + F F^T) A^T is sketched by `rank + EXTRA` columns (Nystrom, with a power step where one sketch misses much;
 Halko, Martinsson and Tropp 2011, doi:10.1137/090771806), and what they miss of its exact diagonal becomes the new d. Activations
-keep the marginals exact and the first Hermite term of every covariance. A layer costs O(n^2 rank), against O(n^3) of the full family.
+keep the marginals exact and the first Hermite term of every covariance. A layer costs O(n^2 rank); the full family's O(n^3).
 """
 
 from __future__ import annotations

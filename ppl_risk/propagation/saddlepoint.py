@@ -23,12 +23,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_risk.propagation.orthant import log_all_positive, log_quantile
+from ppl_risk.propagation.orthant import log_all_positive, log_any_positive, log_quantile
 
 #: What stands for infinity among normals, and the least standard deviation of one.
 FAR, LEAST = 1e3, 1e-6
-#: Newton steps towards the dominating point, and the step lengths that each tries.
-NEWTON, LENGTHS = 40, (1.0, 0.5, 0.25, 0.06, 0.01, 0.0)
+#: A piece narrower than this many standard deviations is taken as uniform: its moments would be differences of equal numbers.
+NARROW = 1e-3
+#: Newton steps towards the dominating point, and the step lengths tried in turn.
+NEWTON, LENGTHS = 40, (1.0, 0.5, 0.2, 0.05, 0.005)
 #: Below this signed root of the log-likelihood ratio Lugannani and Rice subtract equal numbers.
 NEAR = 0.2
 
@@ -127,8 +129,9 @@ class Quantiles:
         log = t * intercept + t * slope * mean + 0.5 * (t * slope * sd).square() + log_mass
         pa, pb = ((-0.5 * x.square() - 0.5 * math.log(2 * math.pi) - log_mass).clamp_max(60.0).exp() for x in (a, b))
         # Where a piece has next to no mass its moments do not count; they are kept between its ends.
-        xi = torch.minimum(torch.maximum(pa - pb, a), b)
-        spread = (1 + a * pa - b * pb - xi.square()).clamp(0.0, 1.0)
+        narrow = b - a < NARROW
+        xi = torch.where(narrow, (a + b) / 2, torch.minimum(torch.maximum(pa - pb, a), b))
+        spread = torch.where(narrow, (b - a).square() / 12, (1 + a * pa - b * pb - xi.square()).clamp(0.0, 1.0))
         return log, intercept + slope * (centre + sd * xi), (slope * sd).square() * spread, a, b, centre
 
 
@@ -141,7 +144,10 @@ def _log_between(a: Tensor, b: Tensor) -> Tensor:
 
 
 class Sums(NamedTuple):
-    """g = start + weights z + N(0, rest), a batch of laws: (batch, k), (batch, k, J), (batch, k, k); u ~ N(mean, sd^2), (batch, J)."""
+    """g = start + weights z + N(0, rest), a batch of laws, (batch, k), (batch, k, J), (batch, k, k).
+
+    The normals behind the features are N(mean, sd^2), (batch, J).
+    """
 
     start: Tensor
     weights: Tensor
@@ -180,25 +186,28 @@ def dominating_point(quantiles: Quantiles, sums: Sums) -> Float[Tensor, "batch k
     theta = torch.zeros_like(sums.start)
     scale = _scale(cumulants(quantiles, sums, theta)[2])
     sums = _scaled(sums, scale)
-    lengths = theta.new_tensor(LENGTHS)
-    laws, k = theta.shape
-    wide = Sums(*(part.repeat_interleave(len(LENGTHS), 0) for part in sums))
+    k = theta.shape[1]
     identity = torch.eye(k, dtype=theta.dtype, device=theta.device)
+    value, gradient, hessian = cumulants(quantiles, sums, theta)
     for _ in range(NEWTON):
-        _, gradient, hessian = cumulants(quantiles, sums, theta)
         free = (theta > 0) | (gradient < 0)
         both = (free[:, :, None] & free[:, None, :]).to(theta.dtype)
         system = hessian * both + torch.diag_embed((~free).to(theta.dtype))
         ridge = 1e-10 * system.diagonal(dim1=-2, dim2=-1).amax(-1)[:, None, None] + 1e-14
         step = -torch.linalg.solve(system + ridge * identity, torch.where(free, gradient, 0.0)[..., None])[..., 0]
-        tried = (theta[:, None] + lengths[:, None] * step[:, None]).clamp(0.0, 1e9)
-        value = cumulants(quantiles, wide, tried.reshape(-1, k))[0].reshape(laws, -1)
-        best = torch.nan_to_num(value, nan=torch.inf).argmin(-1)
-        moved = tried[torch.arange(laws, device=theta.device), best]
+        moved, left = theta.clone(), torch.arange(len(theta), device=theta.device)
+        for length in LENGTHS:
+            tried = (theta[left] + length * step[left]).clamp(0.0, 1e9)
+            lower = cumulants(quantiles, sums.rows(left), tried)[0] <= value[left]
+            moved[left[lower]] = tried[lower]
+            left = left[~lower]
+            if not len(left):
+                break
         done = bool(((moved - theta).abs() <= 1e-9 * (1 + theta.abs())).all())
         theta = moved
         if done:
             break
+        value, gradient, hessian = cumulants(quantiles, sums, theta)
     return theta / scale
 
 
@@ -212,11 +221,12 @@ def _scaled(sums: Sums, scale: Tensor) -> Sums:
 
 
 def log_all_at_least(
-    quantiles: Quantiles, sums: Sums, theta: Float[Tensor, "batch k"], gaussian: bool = False
+    quantiles: Quantiles, sums: Sums, theta: Float[Tensor, "batch k"], gaussian: bool = False, every: bool = True
 ) -> Float[Tensor, " batch"]:
     """log Pr[all g_i >= 0] by the law tilted to theta, nats; differentiable in the sums with theta given.
 
     One number takes Lugannani and Rice's formula, unless `gaussian`: its gradient does not need theta to be the minimum.
+    Without `every` it is the probability of any.
 
     Example:
         >>> one = Quantiles.gaussian(torch.zeros(1).double(), torch.ones(1).double())
@@ -228,7 +238,7 @@ def log_all_at_least(
     log, mean, covariance = cumulants(quantiles, sums, theta)
     pulled = (covariance @ theta[..., None])[..., 0]
     found = log - (theta * mean).sum(-1) + 0.5 * (theta * pulled).sum(-1)
-    found = found + log_all_positive(mean - pulled, covariance)
+    found = found + (log_all_positive if every else log_any_positive)(mean - pulled, covariance)
     if theta.shape[1] > 1 or gaussian:
         return found.clamp_max(0.0)
     root = (-2 * log).clamp_min(NEAR**2).sqrt()

@@ -162,8 +162,10 @@ def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: At) 
 
 def refusal(evidence: Mapping[str, float]) -> str:
     """Why a number with this evidence is refused; "" where it is not."""
-    p, hits = min(10 ** evidence["log10_p_of_the_law"], 1.0), int(evidence["plain_hits"])
-    if min(binom.sf(hits - 1, PLAIN, p), binom.cdf(hits, PLAIN, p)) < UNLIKELY:
+    p, hits = 10 ** evidence["log10_p_of_the_law"], int(evidence["plain_hits"])
+    # As far from the number as is let pass below, so that a likely event is not held to a closer match than a rare one.
+    most, least = min(p * 10**APART, 1.0), p / 10**APART
+    if binom.sf(hits - 1, PLAIN, most) < UNLIKELY or binom.cdf(hits, PLAIN, least) < UNLIKELY:
         return f"{hits} of {PLAIN} plain passes fail, which a probability of {p:.1e} does not explain"
     if not evidence["draws_that_fail"]:
         return f"none of {DRAWS} inputs drawn from the slices' posterior fails"
