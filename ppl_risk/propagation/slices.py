@@ -26,9 +26,10 @@ from ppl_risk.propagation.orthant import log_quantile
 from ppl_risk.propagation.propagator import Propagator
 from ppl_risk.risk_estimate import LOG10
 
-#: Nodes of the first direction and of the second, and the ends of their ranges; the first follows the design point.
+#: Nodes of the first direction and of the second, and the ends of their ranges; the first is longer where the failures are within
+#: EDGE of its end, by BEYOND the design point at least.
 NODES, SECOND_NODES = 7, 5
-LOWEST, HIGHEST, BEYOND, SECOND_REACH = -3.5, 7.5, 2.75, 3.5
+LOWEST, HIGHEST, EDGE, BEYOND, SECOND_REACH = -3.5, 7.5, 1.5, 2.75, 3.5
 #: Points of the integral along one direction, for a margin of one number and of several, and along two, likewise.
 FINE, FINE_SEVERAL, FINE_OF_TWO, FEW = 8001, 441, (441, 57), (221, 41)
 #: Points of the integral that are smaller than the largest by more than this many nats are left out.
@@ -36,8 +37,9 @@ NEGLIGIBLE = 30.0
 #: Nodes are doubled, up to MOST, while leaving one out moves log10 p by more than ROUGH: a law that turns between two nodes is
 #: invisible to both.
 ROUGH, MOST, SKIPPED = 0.75, 97, 8
-#: Steps towards the design point, and how far away it may be sought.
-STEPS, FARTHEST = 6, 60.0
+#: Steps towards the design point, and how far away it may be said to be. Steps go no further than NEAR: the law
+#: there still sees what lies around, and where its spread is much too small, as in deep networks, its distances lead astray.
+STEPS, FARTHEST, NEAR = 6, 60.0, 3.0
 #: A second direction is sliced where the gradient at +3.5 a turns further than this from a, or where the failures lie this many
 #: standard deviations out in the law that a leaves: that part of the tail would be read off a Gaussian.
 TURN_DEGREES, TURN_AT, LEFT = 30.0, 3.5, 1.75
@@ -139,16 +141,25 @@ def slices_along(
     The nodes of one direction are doubled while the law turns between them; of two, `axis` is the first's.
     """
     if axis is None:
-        high = max(HIGHEST, distance + BEYOND)
-        count = max(NODES, math.ceil(NODES * (high - LOWEST) / (HIGHEST - LOWEST)))
-        axis = _chebyshev(LOWEST, high, count).to(directions.device)
-    axes = (
-        (axis,) if directions.shape[1] == 1 else (axis, _chebyshev(-SECOND_REACH, SECOND_REACH, SECOND_NODES).to(axis))
-    )
-    found = _at_nodes(propagator, directions, axes)
-    while len(axes) == 1 and 2 * len(axes[0]) - 1 <= MOST and found.roughness() > ROUGH:
+        return _along_one(propagator, directions, distance)
+    return _at_nodes(propagator, directions, (axis, _chebyshev(-SECOND_REACH, SECOND_REACH, SECOND_NODES).to(axis)))
+
+
+def _along_one(propagator: Propagator, directions: Tensor, distance: float) -> Slices:
+    high, device = HIGHEST, directions.device
+    count = NODES
+    while True:
+        axes = (_chebyshev(LOWEST, high, count).to(device),)
+        found = _at_nodes(propagator, directions, axes)
+        grid = _fine(axes[0], len(found.masses[1]))
+        if float(grid[int(found.masses[1].argmax())]) < high - EDGE or high > FARTHEST:
+            break
+        # The failures lie at the end of the range or beyond: take it to where the design point is said to be, or further.
+        high = min(max(1.5 * high, distance + BEYOND), 2 * FARTHEST)
+        count = math.ceil(NODES * (high - LOWEST) / (HIGHEST - LOWEST))
+    while 2 * len(axes[0]) - 1 <= MOST and found.roughness() > ROUGH:
         # Chebyshev points nest: only those between the old ones are new.
-        finer = _chebyshev(float(axes[0][0]), float(axes[0][-1]), 2 * len(axes[0]) - 1).to(axis)
+        finer = _chebyshev(LOWEST, high, 2 * len(axes[0]) - 1).to(device)
         new = _at_nodes(propagator, directions, (finer[1::2],))
         axes = (finer,)
         parts = [_interleaved(getattr(found, n), getattr(new, n)) for n in ("mean", "root", "gradient")]
@@ -196,7 +207,7 @@ def design_point(propagator: Propagator, prior: At) -> tuple[Float[Tensor, " d"]
             break
         middle = direction + towards
         direction = middle / middle.norm().clamp_min(1e-12)
-        z = (distance * direction)[None]
+        z = (min(distance, NEAR) * direction)[None]
     return direction, distance
 
 
