@@ -1,8 +1,8 @@
 """Probabilities read off networks, against every published way to propagate a law, FORM and importance sampling, cell by cell.
 
 `propagation_cells` has the networks and truths: three networks a cell, eight readouts, three rarities. Each method answers each of
-the 72 problems of a cell (24 of the largest) in one process; an error is |log10 p - log10 truth|, and a cell's figure the root mean square of those.
-Answers are kept in `out/propagation.jsonl`; a study that was stopped goes on. The peers, re-implemented from their papers:
+the 72 problems of a cell (24 of the largest) in one process; an error is |log10 p - log10 truth|, a cell's figure their root mean
+square. Answers are kept in `out/propagation.jsonl`; a study that was stopped goes on. The peers, re-implemented from their papers:
 
 - mean-field: one Gaussian tail, variances only (Gast and Roth 2018, arXiv 1805.11327); full covariance: one Gaussian tail
   (Wright et al. 2024, arXiv 2403.16163; Kuang and Lin 2026, arXiv 2601.22307); linearised: the Jacobian at the mean input
