@@ -124,10 +124,10 @@ print(refused)
 
 # %% [markdown]
 # The propagated spread is a third of the true one. The law's own number stays in the evidence, `log10 p of the law`. Here it happens to come
-# out near the truth, -4.00; another slice direction puts it 2.4 decades away (`directions apart`), so that is luck, and it is refused.
+# out near the truth, -4.00; another slice direction puts it two decades away (`directions apart`), so that is luck, and it is refused.
 #
-# Nor does it help that a law is right, where the check has too little to go by. In a wide network that nobody trained, failures are
-# spread over hundreds of directions; slices along one of them leave most of the tail to the Gaussian inside a slice.
+# The check also tells families apart. In a network that nobody trained the correlations have no few directions: a law that keeps them all
+# has the tail right, one of rank 16 has not, and too few of the inputs that it calls failures are.
 
 # %%
 wide, wide_truth = pr.load_model("wide_random"), pr.load_truth("wide_random")
@@ -144,7 +144,7 @@ plots.plot_tails(
 plt.show()
 
 # %% [markdown]
-# One of the two is right and the other is not. From the passes that were spent nobody can tell which, so both are refused.
+# On networks that nobody trained the check refuses more than it must: with fewer than five effective draws it does not know.
 #
 # ## One cause behind many checks
 #
