@@ -24,7 +24,7 @@ from ppl_risk.propagation.linear_map import RENAMES, LinearMap, is_affine
 from ppl_risk.propagation.propagator import Propagator
 from ppl_risk.propagation.skewed import corrected_tail
 from ppl_risk.propagation.slices import Slices, spline
-from ppl_risk.tracing import Tape
+from ppl_risk.tracing import Step, Tape
 
 #: relu, as `activation_of` describes it.
 RELU = PiecewiseLinear(0.0, 0.0, ((1.0, 0.0),))
@@ -54,7 +54,11 @@ def skewed(propagator: Propagator, slices: Slices) -> SkewedSlices:
         RiskError: the network is no chain, the margin no single number, or the cumulants are of no law (narrow and deep networks).
     """
     tape = propagator.event.tape
-    if propagator.event.functions or tape.steps[-1].size != 1 or any(len(step.parents) > 1 for step in tape.steps):
+    bends = [place for place, step in enumerate(tape.steps) if activation_of(step) is not None]
+    split = bends[-1] + 1 if bends else 1
+    chain, rest = tape.steps[:split], tape.steps[split:]
+    straight = all(len(step.parents) < 2 for step in chain) and all(is_affine(step) for step in rest)
+    if propagator.event.functions or tape.steps[-1].size != 1 or not straight:
         raise RiskError(
             f"{propagator.inputs.problem.name}: readout='skewed' is for networks that are a chain of affine layers and "
             "activations, with one affine margin. Use readout='slices'."
@@ -67,7 +71,7 @@ def skewed(propagator: Propagator, slices: Slices) -> SkewedSlices:
     found = []
     for v in slices.axes[0]:
         with FlopCounterMode(display=False) as counter:
-            law = _carried(tape, Cumulants.gaussian(inputs.transport((v * a[:, 0])[None])[0], covariance))
+            law = _carried(tape, split, Cumulants.gaussian(inputs.transport((v * a[:, 0])[None])[0], covariance))
         propagator.flops += counter.get_total_flops()
         found.append((law.mean[0], law.covariance[0, 0].clamp_min(0.0).sqrt(), law.skewness()[0], 3 * law.tau))
     mean, sd, skewness, excess = (
@@ -79,22 +83,34 @@ def skewed(propagator: Propagator, slices: Slices) -> SkewedSlices:
     )  # fmt: skip
 
 
-def _carried(tape: Tape, law: Cumulants) -> Cumulants:
+def _carried(tape: Tape, split: int, law: Cumulants) -> Cumulants:
+    """Through the chain, step by step; what follows the last activation is one affine map."""
     shapes = {step.name: step.shape for step in tape.steps}
-    for step in tape.steps[1:]:
+    for step in tape.steps[1:split]:
         if step.op in RENAMES:
             continue
-        if is_affine(step):
-            linear = LinearMap(step, [shapes[step.parents[0]]])
-            size = linear.sizes[0]
-            weight = linear.weight
-            if weight is None:
-                weight = linear.forward(torch.eye(size, dtype=law.mean.dtype, device=law.mean.device)).mT
-            law = law.affine(weight.to(law.mean.dtype), linear.constant(law.mean))
-        elif (activation := activation_of(step)) is not None:
+        if (activation := activation_of(step)) is not None:
             law = law.activation("relu" if activation == RELU else step.call)
+        elif is_affine(step):
+            linear = LinearMap(step, [shapes[step.parents[0]]])
+            law = law.affine(_matrix(linear, law), linear.constant(law.mean))
         else:
             raise RiskError(
                 f"Third cumulants do not pass through {step.op!r} (step {step.name!r}). Use readout='slices'."
             )
-    return law
+    last = tape.steps[split - 1]
+
+    def margin(value: Tensor) -> Tensor:
+        known = {last.name: value}
+        for step in tape.steps[split:]:
+            known[step.name] = step.call(*(known[p] for p in step.parents))
+        return known[tape.steps[-1].name]
+
+    end = LinearMap(Step("margin", "stack", (last.name,), torch.Size([1]), margin), [last.shape])
+    return law.affine(_matrix(end, law), end.constant(law.mean))
+
+
+def _matrix(linear: LinearMap, law: Cumulants) -> Tensor:
+    if linear.weight is not None:
+        return linear.weight.to(law.mean.dtype)
+    return linear.forward(torch.eye(linear.sizes[0], dtype=law.mean.dtype, device=law.mean.device)).mT
