@@ -20,7 +20,7 @@ from ppl_risk.propagation.event import Event, event_of
 from ppl_risk.propagation.input_law import FAMILIES, InputLaw
 from ppl_risk.propagation.joint import Joint, LayerLaw
 from ppl_risk.propagation.propagator import Propagator
-from ppl_risk.propagation.skewed_slices import skewed
+from ppl_risk.propagation.skewed_slices import SkewedSlices, skewed
 from ppl_risk.propagation.slices import At, Slices, design_point, second_direction, slices_along
 from ppl_risk.propagation.trust import DEEP, Trust, examine
 from ppl_risk.randomness import seeded
@@ -210,7 +210,7 @@ def _curve(law: PropagatedLaw) -> tuple[np.ndarray, np.ndarray]:
     slices = law.slices
     assert slices is not None
     several = slices.mean.shape[-1] > 1 or len(slices.axes) > 1
-    every = SKIPPED if several else 1
+    every = SKIPPED if several or isinstance(slices, SkewedSlices) else 1
     low = -1e-3
     with torch.no_grad():
         while low > -1e9 and float(law.event.log_prob(*law.prior[:2], low)) < math.log(0.5):
