@@ -78,7 +78,7 @@ def test_several_margins_are_shown_by_the_probability_given_v():
 
 
 def test_a_second_direction_is_averaged_over():
-    problem = pr.RiskProblem(lambda x: x[:, 0] + 2 * torch.relu(x[:, 1] - 1) - 6.0, standard(2), name="bent")
+    problem = pr.RiskProblem(lambda x: x[:, 0] + torch.relu(x[:, 1:]).sum(-1) - 6.0, standard(3), name="bent")
     estimate = pr.propagate(problem, "full", trust=False)
     assert len(estimate.guide.slices.axes) == 2
     ax = plots.plot_slices(estimate)
