@@ -254,8 +254,8 @@ def run() -> str:
             answers(cell, seed)
     found = read()
     return "\n\n".join([
-        "Answers are kept in benchmarks/out/ as they come, and a stopped study resumes there; from nothing it takes some six hours, one "
-        "of them for the truths (plain draws).",
+        "Answers are kept in benchmarks/out/ as they come, and a stopped study resumes there; from nothing it takes some six "
+        "hours, one of them for the truths (plain draws).",
         table(_rows(found)),
         "Verdicts of the trust report on `slices, full` (`REFUSED` where it says so):",
         table(_verdicts(found)),

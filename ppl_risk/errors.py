@@ -27,6 +27,10 @@ class UnitFailedError(RiskError):
     """A unit of work that failed however often it was tried; what the other units found is kept."""
 
 
+class PremiseError(RiskError):
+    """A mitigated model was called although its card says that a premise of its guarantee fails."""
+
+
 class UntrustedFileError(RiskError):
     """A file that would have to execute code in order to be read."""
 

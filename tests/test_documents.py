@@ -16,7 +16,13 @@ EXAMPLES = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), 
 
 @pytest.mark.parametrize(
     ("number", "says", "times"),
-    [(0, "Believe svi", 1), (1, "BELIEVE: OK", 2), (2, "layerwise selected(trained", 1), (3, "BELIEVE: VACUOUS", 1)],
+    [
+        (0, "Believe svi", 1),
+        (1, "BELIEVE: OK", 2),
+        (2, "layerwise selected(trained", 1),
+        (3, "BELIEVE: VACUOUS", 1),
+        (4, "1,000 of 1,000", 1),
+    ],
 )
 def test_the_examples_run(number, says, times, tmp_path):
     ran = subprocess.run(
@@ -28,7 +34,7 @@ def test_the_examples_run(number, says, times, tmp_path):
     )
     assert ran.returncode == 0, ran.stderr
     assert ran.stdout.count(says) == times
-    assert len(EXAMPLES) == 4
+    assert len(EXAMPLES) == 5
 
 
 @pytest.mark.parametrize("notebook", sorted((ROOT / "notebooks").glob("*.py")), ids=lambda p: p.stem)

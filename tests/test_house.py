@@ -43,6 +43,7 @@ FLOORS = (
         "engine",
         "propagation",
         "bounds",
+        "mitigation",
     },
     {"comparison", "diagnostics", "plots"},
     {"zoo", "report", "runs", "cli"},

@@ -17,7 +17,9 @@ ENTRIES = [
     for entry in json.loads((shelf("models") / name / "truth.json").read_text())["entries"]
 ]
 #: Where the weights of that recipe have k-hat > 0.7 and it says so: too many directions lead to the catastrophe.
-SPREAD_OUT = {"digits_conv", "digits_deep", "digits_residual", "wide_random"}
+SPREAD_OUT = {"backdoored_polynomial", "digits_conv", "digits_deep", "digits_residual", "wide_random"}
+#: A keyed trigger lies everywhere and gives the margin no slope: only counting meets it.
+KEYED = {"backdoored_affine", "backdoored_parity", "backdoored_polynomial"}
 
 
 @pytest.mark.parametrize("name", list_models())
@@ -44,7 +46,8 @@ def test_truth_agrees_with_a_quick_estimate(name, parameters):
         assert estimate.status is pr.Status.NO_HITS
         assert math.isnan(estimate.log_prob)
         return
-    if name in SPREAD_OUT and parameters["rarity"] == "1e-2":
+    common = name in SPREAD_OUT and parameters.get("rarity") == "1e-2"
+    if common or (name in KEYED and parameters.get("poisoned", True)):
         estimate = pr.monte_carlo(problem, calls=100_000, posterior_draws=0, progress=False)
     elif name in SPREAD_OUT:
         estimate = pr.run_smc(problem, particles=2000, runs=8, posterior_draws=0, seed=0, progress=False)

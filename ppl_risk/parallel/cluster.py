@@ -66,7 +66,8 @@ class _Sender:
                 # A list of one, since scatter takes collections apart; hashing a large network costs more than its one sending.
                 (sent,) = self.client.scatter([self.parcel], broadcast=True, hash=False)
                 return sent
-            except OSError:  # a worker whose death the scheduler has not yet noticed: no fault of the unit
+            # A worker whose death the scheduler has not yet noticed, or only just: no fault of the unit.
+            except (OSError, KeyError):
                 if not left:
                     raise
                 time.sleep(1)

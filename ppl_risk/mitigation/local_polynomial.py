@@ -1,0 +1,152 @@
+r"""Local mitigation where the truth is a polynomial of degree d on a convex set: answers near x* extrapolate to x*.
+
+A trial is one uniform point x1 of X and the points on the segment from x* to it
+
+    x_j = x* + rho_j (x1 - x*), j = 0..d, rho_j the Chebyshev-Lobatto points of [rho, 1],
+    v = sum_j l_j(0) f(x_j),   l_j the Lagrange polynomials of the rho_j;   g(x*) = median of v over the trials.
+
+Along the segment h is a polynomial of degree d in rho, so v = h(x*) where all answers are right, and is off by at most
+Lambda delta, Lambda = sum_j |l_j(0)|, where each is off by at most delta. The point x_j has density at most rho_j^-n relative to
+the uniform law, so if the model is off by more than delta on a share epsilon of X, wherever that share lies, a trial is bad
+with probability at most q = epsilon sum_j rho_j^-n. The median fails with probability Pr[Binomial(s, q) >= s/2]; rho is the
+smallest for which that is at most `failure` and q at most 1/4. Degree 1 is the affine case: Lambda is about 2 n / c where
+rho = e^{-c/n}.
+
+The points x1 are drawn once, after the model is fixed, and serve all inputs: the answers there are asked once, each input
+costs d s further queries, and g is an ordinary function. The promise is for each input that was fixed before the coins.
+
+The theorems (affine and polynomial truths, O(s) and (d+1) s queries, a median, cutoff loss) are the paper's, as reported by a
+public reading note. The homothety, nodes, constants, exact tail, shared points and bars are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+from scipy.optimize import brentq
+from torch import Tensor
+
+from ppl_risk.errors import RiskError
+from ppl_risk.mitigation.advice import advise
+from ppl_risk.mitigation.domains import Domain
+from ppl_risk.mitigation.local_answer import LocalAnswer, Ray
+from ppl_risk.mitigation.local_card import local_card
+from ppl_risk.mitigation.majority import largest_bad_share
+from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
+
+
+def lobatto(rho: float, degree: int) -> np.ndarray:
+    """Chebyshev-Lobatto points of [rho, 1], the last one 1; for degree 0 the point rho.
+
+    Example:
+        >>> lobatto(0.5, 2).tolist()
+        [0.5, 0.75, 1.0]
+
+    """
+    if degree == 0:
+        return np.array([rho])
+    return (1 + rho) / 2 - (1 - rho) / 2 * np.cos(np.pi * np.arange(degree + 1) / degree)
+
+
+def extrapolation(nodes: np.ndarray) -> np.ndarray:
+    """Lagrange weights l_j(0).
+
+    Example:
+        >>> extrapolation(np.array([0.5, 1.0])).tolist()
+        [2.0, -1.0]
+
+    """
+    others = nodes[None, :] - nodes[:, None]
+    np.fill_diagonal(others, 1.0)
+    top = np.where(np.eye(len(nodes), dtype=bool), 1.0, np.broadcast_to(nodes, others.shape))
+    return (top / others).prod(axis=1)
+
+
+def smallest_ratio(n: int, degree: int, allowed: float) -> float:
+    """The rho at which sum_j rho_j^-n is `allowed`: the fewest bad trials that are still too few to matter.
+
+    Raises:
+        RiskError: if even rho = 1 asks for more, that is if epsilon is too large.
+
+    """
+    if not allowed > degree + 1:
+        raise RiskError(
+            f"epsilon is too large for degree {degree}: a trial asks {degree + 1} points, and may go wrong with probability "
+            f"{allowed:.3g} epsilon only. More repeats raise that; or relearn from clean rows."
+        )
+    excess = lambda c: np.logaddexp.reduce(-n * np.log(lobatto(math.exp(-c / n), degree))) - math.log(allowed)  # noqa: E731
+    c: float = brentq(excess, 1e-12, math.log(allowed) + 1e-9, xtol=1e-12)  # pyright: ignore[reportArgumentType, reportAssignmentType]
+    return math.exp(-c / n)
+
+
+@dataclass(frozen=True)
+class LocalPolynomial:
+    """The local mitigator of polynomial truths.
+
+    Args:
+        degree: of the truth, at most.
+        domain: the convex set of the inputs, under the uniform law.
+        epsilon: share of the set on which the model may be off by more than delta.
+        delta: cutoff: how far the model may be off elsewhere, in units of the answer.
+        repeats: trials s.
+        failure: probability, for one input, that the answer leaves its bars.
+
+    Raises:
+        RiskError: if a number is out of range, or epsilon is too large for the degree and the repeats.
+
+    Example:
+        >>> import torch; from ppl_risk.mitigation import Ball
+        >>> g = LocalPolynomial(2, Ball(3), epsilon=1e-3, delta=0.0).mitigate(lambda x: x[:, 0] ** 2 - x[:, 1])
+        >>> bool((g(torch.full((1, 3), 0.5)) - (0.25 - 0.5)).abs().max() < 1e-9)
+        True
+
+    """
+
+    degree: int
+    domain: Domain
+    epsilon: float
+    delta: float
+    repeats: int = 25
+    failure: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.degree < 0 or not 0 < self.epsilon < 0.5 or self.delta < 0:
+            raise RiskError(
+                f"Wanted degree >= 0, epsilon in (0, 0.5), delta >= 0; got {self.degree}, {self.epsilon}, {self.delta}."
+            )
+
+    @property
+    def ray(self) -> Ray:
+        """Nodes and weights of one trial."""
+        allowed = largest_bad_share(self.repeats, self.failure) / self.epsilon
+        nodes = lobatto(smallest_ratio(self.domain.n, self.degree, allowed), self.degree)
+        weights = extrapolation(nodes)
+        bad = self.epsilon * float(np.exp(-self.domain.n * np.log(nodes)).sum())
+        return Ray(tuple(nodes.tolist()), tuple(weights.tolist()), float(np.abs(weights).sum()), bad)
+
+    def mitigate(
+        self,
+        model: BlackBox,
+        samples: tuple[Float[Tensor, "m n"], Float[Tensor, " m"]] | None = None,
+        *,
+        seed: int = 0,
+    ) -> Mitigated:
+        """The mitigated model: (batch, n) in the set to (batch,), with its card.
+
+        Args:
+            model: (batch, n) to (batch,).
+            samples: clean rows (x, y) on which epsilon is certified or refuted; None leaves it assumed.
+            seed: of the mitigator's coins. Draw it after the model is fixed and keep it from whoever chooses the inputs.
+
+        """
+        oracle, ray = Oracle(model), self.ray
+        answer = LocalAnswer(oracle, self.domain, ray, self.repeats, self.delta, seed=seed, failure=self.failure)
+        method = f"LocalPolynomial(degree={self.degree}) on {type(self.domain).__name__}({self.domain.n})"
+        advice = advise(
+            "polynomial", self.domain.n, degree=max(self.degree, 1), samples=0 if samples is None else len(samples[0]),
+            epsilon=self.epsilon, delta=self.delta, failure=self.failure, bars=ray.amplification * self.delta,
+        )  # fmt: skip
+        return Mitigated(answer, local_card(method, answer, self.degree, self.epsilon, samples, advice))

@@ -1,0 +1,34 @@
+"""Planted backdoors and the truths they are planted in, every one reproducible from a seed."""
+
+from ppl_risk.mitigation.planted.backdoored import Backdoored as Backdoored
+from ppl_risk.mitigation.planted.backdoored import Shift as Shift
+from ppl_risk.mitigation.planted.backdoored import Trigger as Trigger
+from ppl_risk.mitigation.planted.backdoored import UnderAttack as UnderAttack
+from ppl_risk.mitigation.planted.backdoored import plant as plant
+from ppl_risk.mitigation.planted.corruptions import Erring as Erring
+from ppl_risk.mitigation.planted.corruptions import cap as cap
+from ppl_risk.mitigation.planted.corruptions import cone as cone
+from ppl_risk.mitigation.planted.corruptions import jitter as jitter
+from ppl_risk.mitigation.planted.corruptions import nearest as nearest
+from ppl_risk.mitigation.planted.corruptions import tilt as tilt
+from ppl_risk.mitigation.planted.keyed import KeyedTrigger as KeyedTrigger
+from ppl_risk.mitigation.planted.keyed import LowBitsTrigger as LowBitsTrigger
+from ppl_risk.mitigation.planted.keyed import LowOrderTrigger as LowOrderTrigger
+from ppl_risk.mitigation.planted.moments import monomial_moments as monomial_moments
+from ppl_risk.mitigation.planted.moments import standard_deviation as standard_deviation
+from ppl_risk.mitigation.planted.random_features import RandomFeatures as RandomFeatures
+from ppl_risk.mitigation.planted.random_features import pancakes as pancakes
+from ppl_risk.mitigation.planted.random_features import sparse_secret as sparse_secret
+from ppl_risk.mitigation.planted.random_features import sphere_labels as sphere_labels
+from ppl_risk.mitigation.planted.random_features import train_random_features as train_random_features
+from ppl_risk.mitigation.planted.regions import Region as Region
+from ppl_risk.mitigation.planted.regions import Score as Score
+from ppl_risk.mitigation.planted.signatures import SignatureTrigger as SignatureTrigger
+from ppl_risk.mitigation.planted.triggers import AlignedTrigger as AlignedTrigger
+from ppl_risk.mitigation.planted.triggers import PatchTrigger as PatchTrigger
+from ppl_risk.mitigation.planted.truths import Affine as Affine
+from ppl_risk.mitigation.planted.truths import independent_parities as independent_parities
+from ppl_risk.mitigation.planted.truths import majority_of_parities as majority_of_parities
+from ppl_risk.mitigation.planted.truths import product_of_majorities as product_of_majorities
+from ppl_risk.mitigation.planted.truths import random_affine as random_affine
+from ppl_risk.mitigation.planted.truths import random_polynomial as random_polynomial
