@@ -35,7 +35,7 @@ from ppl_risk.mitigation import planted
 # %% tags=["parameters"]
 # Small figures by default; `make notebooks` sets PPL_RISK_NOTEBOOK=full.
 full = os.environ.get("PPL_RISK_NOTEBOOK") == "full"
-calls, particles, runs, problems, draws = (400_000, 2000, 1000, 40, 2000) if full else (20_000, 300, 30, 9, 200)
+calls, particles, runs, problems, draws = (400_000, 4000, 1000, 40, 2000) if full else (20_000, 300, 30, 9, 200)
 
 # %% [markdown]
 # ## The backdoor
@@ -169,7 +169,7 @@ def off_near(x, epsilon, seed, domain=ball, truth=h):
 f = off_near(x_star, 0.02, seed=1)
 x = ball.sample(1000, torch.Generator().manual_seed(2))
 certify = (x, h(x))
-g = mi.LocalAffine(ball, epsilon=0.04, delta=0.01, repeats=51).mitigate(f, samples=certify, seed=0)
+g = mi.LocalAffine(ball, epsilon=0.04, delta=0.01, repeats=51).mitigate(f, samples=certify, seed=3)
 print(f"truth {h(x_star).item():.3f}, model {f(x_star).item():.3f}, mitigated {g(x_star).item():.3f}")
 print(g.card)
 
@@ -180,9 +180,9 @@ plots.plot_trials(g, x_star, truth=h, ax=right)
 plt.show()
 
 # %% [markdown]
-# Left, rays from uniform points to the input; red ones end far off. Right, where they end. Extrapolation magnifies the 0.01, which is why the
-# bar is 0.2: that grows with the dimension, and whoever has the model alone cannot avoid it. The clean rows do no more here than certify
-# epsilon; were the model not there, they would do to learn a new one, as the card says. We come to that.
+# Left, rays from uniform points to the input; red ones end far off, and those with both points bad run above the picture. Right, where they
+# end. Extrapolation magnifies the 0.01, which is why the bar is 0.2: that grows with the dimension, and whoever has the model alone cannot
+# avoid it. The clean rows do no more here than certify epsilon; they would do to learn a new model, as the card says. We come to that.
 #
 # ## A false premise
 #
@@ -252,10 +252,11 @@ plt.show()
 
 # %% [markdown]
 # The dashed line is the risk without any backdoor, and that is where mitigation brings it. Of a thousand attacked inputs all were catastrophes
-# and none is. The black mark is what the card and a model of the truth give without a single call of the mitigated model.
+# and none is. The black mark is what the card gives without a single call of the mitigated model: how often a model of the truth comes within
+# the bars of the threshold (the upper end of an estimate), and the failure probability on top.
 #
-# Note the amber dot. SMC follows the margin uphill, and a code has no slope: on the poisoned model its runs disagree, and it says so. The
-# mitigated model has none of that left, and its runs agree.
+# SMC follows the margin uphill, and a code has no slope. On the poisoned model its interval is several times as wide as on the others, or its
+# runs disagree and it says so (amber). The mitigated model has none of that left.
 #
 # ## When to relearn instead
 #

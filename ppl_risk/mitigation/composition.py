@@ -86,7 +86,7 @@ class _WithinBars(nn.Module):
     def __init__(self, truth: BlackBox, detector: Detector, bar: float) -> None:
         super().__init__()
         self.truth, self.detector, self.bar = truth, detector, bar
-        self.eval()
+        self.training = False
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.truth(x)

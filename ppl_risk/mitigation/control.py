@@ -74,7 +74,7 @@ class Resampled(nn.Module):
     ) -> None:
         super().__init__()
         self.oracle, self.reduction, self.times, self.aggregate, self.seed = oracle, reduction, times, aggregate, seed
-        self.eval()
+        self.training = False
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """The answers.

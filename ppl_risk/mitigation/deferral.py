@@ -35,7 +35,7 @@ class Deferred(nn.Module):
     def __init__(self, oracle: Oracle, trusted: Oracle, suspicion: Callable[..., Tensor], threshold: float) -> None:
         super().__init__()
         self.oracle, self.trusted, self.suspicion, self.threshold = oracle, trusted, suspicion, threshold
-        self.eval()
+        self.training = False
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """The answers; the trusted model is asked only where it answers."""

@@ -100,7 +100,7 @@ class LocalAnswer(nn.Module):
         self.register_buffer("anchors", domain.sample(repeats, generator))
         self.register_buffer("coins", torch.rand(2, repeats, generator=generator, dtype=torch.float64))
         self.register_buffer("at_anchors", oracle(self.anchors))
-        self.eval()
+        self.training = False
 
     @property
     def queries_per_input(self) -> int:

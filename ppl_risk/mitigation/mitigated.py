@@ -34,6 +34,8 @@ class Oracle(nn.Module):
                 f"The model to mitigate must be a callable from rows to one number a row, got {type(model).__name__}."
             )
         self.model, self.batch, self.gradients, self.queries = model, batch, gradients, 0
+        # Not eval(): the model is the caller's, and preflight says where it is in training mode.
+        self.training = False
 
     def forward(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
         """The model's answers, float64.
@@ -68,6 +70,7 @@ class Mitigated(nn.Module):
     def __init__(self, answer: nn.Module, card: GuaranteeCard) -> None:
         super().__init__()
         self.answer, self.card, self._stops = answer, card, True
+        self.training = False
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """The answers."""
