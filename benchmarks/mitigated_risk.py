@@ -23,7 +23,7 @@ from ppl_risk.mitigation.composition import Composition, Estimator, compare_risk
 from ppl_risk.risk_estimate import decades
 
 TITLE = "Backdoors: the risk of poisoned, mitigated and relearned models"
-EPSILONS, REPEATS, PLAIN, ATTACKED = (0.0025, 1e-9), 61, 200_000, 1018
+EPSILONS, REPEATS, PLAIN, ATTACKED = (0.0025, 1e-9), 61, 1_000_000, 1018
 
 
 def smc(problem: pr.RiskProblem, seed: int) -> pr.RiskEstimate:

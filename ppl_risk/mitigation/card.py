@@ -41,7 +41,7 @@ class GuaranteeCard:
         method: which mitigator, and of which model class.
         covers: what is promised, in one sentence.
         premises: what it rests on, each with the evidence for it.
-        error_bar: |g(x) - h(x)| is at most this, but for the failure probability; 0 where g is h or its sign.
+        error_bar: |g(x) - h(x)| is at most this, but for the failure probability (a root mean square for `GlobalFourier`).
         failure_probability: of the promise, over the mitigator's coins (and its samples).
         queries: put to the poisoned model while mitigating and testing premises.
         queries_per_input: further ones for each input answered.

@@ -25,7 +25,10 @@ from ppl_risk.crude_monte_carlo import monte_carlo
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
-from ppl_risk.risk_estimate import RiskEstimate, clopper_pearson, decades
+from ppl_risk.risk_estimate import RiskEstimate, Status, clopper_pearson, decades
+
+#: Of the interval whose upper end stands for the probability that the truth is within the bars: 99.5 % one-sided.
+PROMISED = 0.99
 
 #: From one problem and a seed to an estimate.
 Estimator = Callable[[RiskProblem, int], RiskEstimate]
@@ -58,7 +61,8 @@ class Composition:
     Attributes:
         natural: estimate of P(catastrophe) under the input law, by model.
         attacked: catastrophes on attacked inputs, by model.
-        promised: bound on the natural probability from each card alone, where there is a card and a model of the truth.
+        promised: bound on the natural probability from each card alone, where there is a card and a model of the truth; it is as
+            sure as the estimate behind it, whose upper end it takes (99.5 % one-sided).
 
     """
 
@@ -75,7 +79,9 @@ class Composition:
 
     def _line(self, name: str) -> str:
         low, high = self.natural[name].interval(0.9)
-        found = f"{decades(self.natural[name].log10_prob)} ({math.exp(low):.1e} to {math.exp(high):.1e})"
+        number = decades(self.natural[name].log10_prob)
+        none = self.natural[name].status is Status.NO_HITS
+        found = f"< {math.exp(high):.1e}" if none else f"{number} ({math.exp(low):.1e} to {math.exp(high):.1e})"
         promise = f"<= {self.promised[name]:.2g}" if name in self.promised else ""
         return f"{name:<16} {found:<34} {promise:<12} {self.attacked.get(name, '')}".rstrip()
 
@@ -147,7 +153,7 @@ def compare_risk(
         if truth is not None and isinstance(model, Mitigated) and math.isfinite(model.card.error_bar):
             within = _WithinBars(truth, detector, model.card.error_bar)
             reached = estimate(RiskProblem(within, inputs, name=f"{name}, within its bars"), seed)
-            promised[name] = min(1.0, math.exp(reached.interval(0.9)[1]) + model.card.failure_probability)
+            promised[name] = min(1.0, math.exp(reached.interval(PROMISED)[1]) + model.card.failure_probability)
     return Composition(natural, attacked, promised)
 
 

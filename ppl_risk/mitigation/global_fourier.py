@@ -141,7 +141,7 @@ class GlobalFourier:
     ) -> GuaranteeCard:
         n, k, rows = sets.shape[1], len(sets), 0 if samples is None else len(samples[0])
         premises = [self._few(k), self._close(FourierSeries(sets, values), *seen)]
-        error = 0.0
+        error = math.inf
         if self.values == "model":
             premises.append(
                 Premise("values from clean rows", False, "they are read off the model, and tell it apart from others")
@@ -151,21 +151,27 @@ class GlobalFourier:
             premises.append(self._labels(FourierSeries(sets, values), x, y))
             residual = (y - (1 - 2 * self.flip_rate) * (characters(x, sets) @ values)).square().mean()
             error = math.sqrt(float(residual) * k / max(rows - k, 1)) / (1 - 2 * self.flip_rate)
+            if self.sign:
+                # |series - h| <= sum |error of c_S|, about sqrt(k) error, and five times that is still below 1.
+                error = 0.0 if 5 * math.sqrt(k) * error < 1 else 2.0
         return GuaranteeCard(
             method=f"GlobalFourier(tau={self.tau:g}, delta={self.delta:g}, search={self.search!r}) on {n} bits",
-            covers=(
-                "but for the failure probability the law of g depends on the clean rows only, not on the model; root mean square "
-                "of g - h about the bars"
-            ),
+            covers=self._covers(),
             premises=tuple(premises),
             error_bar=error,
-            failure_probability=self.delta,
+            failure_probability=1.0 if self.values == "model" else self.delta,
             queries=oracle.queries,
             samples=rows,
-            remedy="Give a smaller tau, or relearn from clean rows.",
+            remedy=f"{'Take the values from clean rows' if self.values == 'model' else 'Give a smaller tau'}, or relearn.",
             advice=advise("parities", n, samples=rows, epsilon=self.epsilon, tau=self.tau, failure=self.delta),
             details={"coefficients": float(k), "sum of squares": float(values.square().sum())},
         )
+
+    def _covers(self) -> str:
+        if self.values == "model":
+            return "nothing: the values depend on the model, and so on whoever planted what is in it"
+        near = "g = h within the bars" if self.sign else "root mean square of g - h about the bars"
+        return f"but for the failure probability the law of g depends on the clean rows only, not on the model; {near}"
 
     def _few(self, k: int) -> Premise:
         name = f"every coefficient of the truth is 0 or >= {self.tau:g}"

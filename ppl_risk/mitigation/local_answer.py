@@ -45,12 +45,22 @@ class Ray(NamedTuple):
 
 
 class Examined(NamedTuple):
-    """Of each input: the answer, its bar, the share of trials farther than two bars from it, and whether that share refutes q."""
+    """Of each input: the answer, its bar, which trials are far off, and whether there are too many of them for the premise.
+
+    A trial is far off where it is more than delta times its own magnification and the bar away from the answer. `refuted` says
+    that more are than q explains (one chance in a million); with fewer than some 80 trials it never does, and a corruption
+    that turns nearly all trials makes them agree on the wrong answer. Clean rows certify; trials only warn.
+    """
 
     answer: Tensor
     bar: Tensor
-    outlying: Tensor
+    far: Tensor
     refuted: Tensor
+
+    @property
+    def outlying(self) -> Tensor:
+        """Share of the trials far off, for each input."""
+        return self.far.double().mean(-1)
 
 
 class Trials(NamedTuple):
@@ -196,7 +206,7 @@ class LocalAnswer(nn.Module):
         slack = 1e-9 * found.magnified * (1 + answer.abs()[:, None])
         away = (found.values - answer[:, None]).abs() > self.delta * found.magnified + bar[:, None] + slack
         too_many = int(binom.isf(1e-6, self.repeats, min(self.ray.bad, 1.0)))
-        return Examined(answer, bar, away.double().mean(-1), away.sum(-1) > too_many)
+        return Examined(answer, bar, away, away.sum(-1) > too_many)
 
 
 #: How each kind of trial is made.

@@ -96,4 +96,7 @@ def epsilon_premise(misses: int, rows: int, epsilon: float) -> Premise:
     if found.low > epsilon:
         return Premise(name, False, f"{seen}, so at least {found.low:.2g} with 99 % confidence")
     need = math.ceil(math.log(1 - CONFIDENCE) / math.log1p(-epsilon))
-    return Premise(name, None, f"{seen}, which leaves it open; {need:,} rows without a miss would certify it")
+    more = (
+        f"{need:,} rows without a miss would certify it" if misses == 0 else "more rows would tell, or a larger epsilon"
+    )
+    return Premise(name, None, f"{seen}, which leaves it open; {more}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -37,6 +38,12 @@ class Oracle(nn.Module):
         # Not eval(): the model is the caller's, and preflight says where it is in training mode.
         self.training = False
 
+    def like_model(self, x: Tensor) -> Tensor:
+        """The rows where the model's tensors live and in their type, if it has any; float32 rounds before trials magnify."""
+        tensors = chain(self.model.parameters(), self.model.buffers()) if isinstance(self.model, nn.Module) else ()
+        first = next((t for t in tensors if t.is_floating_point()), None)
+        return x if first is None else x.to(first)
+
     def forward(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
         """The model's answers, float64.
 
@@ -46,7 +53,8 @@ class Oracle(nn.Module):
         """
         self.queries += len(x)
         with torch.set_grad_enabled(self.gradients and torch.is_grad_enabled()):
-            out = torch.cat([torch.as_tensor(self.model(part)) for part in x.split(self.batch)])
+            parts = [torch.as_tensor(self.model(self.like_model(part))) for part in x.split(self.batch)]
+        out = torch.cat(parts).to(x.device)
         if out.numel() != len(x):
             raise RiskError(
                 f"The model returned shape {tuple(out.shape)} for {len(x)} rows; one number a row is wanted."

@@ -220,10 +220,7 @@ def _seen(mitigated: Mitigated, x: Tensor) -> _Seen:
         raise RiskError(f"The trials of one input are shown at a time, (n,) or (1, n); got {tuple(x.shape)}.")
     found, told = answer.trials(rows), answer.examine(rows)
     trials, centre, bar = Trials(found.values[0], found.magnified[0]), float(told.answer), float(told.bar)
-    # Rounding, as `examine` allows for it.
-    slack = 1e-9 * trials.magnified * (1 + abs(centre))
-    far = (trials.values - centre).abs() > answer.delta * trials.magnified + bar + slack
-    return _Seen(answer, trials, centre, bar, far, bool(told.refuted), answer.ray.bad)
+    return _Seen(answer, trials, centre, bar, told.far[0], bool(told.refuted), answer.ray.bad)
 
 
 def _log10(p: float) -> float:

@@ -141,3 +141,13 @@ def test_the_callers_model_keeps_its_mode(name):
     model = Training().train()
     make(model, 3)
     assert model.training
+
+
+def test_a_float32_network_is_asked_in_its_own_type():
+    network = torch.nn.Linear(5, 1)
+    g = mi.LocalAffine(BALL, 0.01, 1e-5).mitigate(network)
+    x = points(20, 4)
+    with torch.no_grad():
+        exact = x @ network.weight[0].double() + network.bias.double()
+    assert g(x).dtype == torch.float64
+    assert float((g(x) - exact).abs().max()) <= g.card.error_bar
