@@ -35,14 +35,29 @@ class Oracle(nn.Module):
                 f"The model to mitigate must be a callable from rows to one number a row, got {type(model).__name__}."
             )
         self.model, self.batch, self.gradients, self.queries = model, batch, gradients, 0
+        self._dtype: torch.dtype | None = None
         # Not eval(): the model is the caller's, and preflight says where it is in training mode.
         self.training = False
 
-    def like_model(self, x: Tensor) -> Tensor:
-        """The rows where the model's tensors live and in their type, if it has any; float32 rounds before trials magnify."""
+    def ask(self, x: Float[Tensor, "rows n"]) -> Tensor:
+        """The model's own answer to rows put where its tensors live and in their type, if it shows any.
+
+        A plain callable is asked in double precision first, then in single: weights in a closure do not show. What single
+        precision rounds off, trials magnify.
+        """
         tensors = chain(self.model.parameters(), self.model.buffers()) if isinstance(self.model, nn.Module) else ()
         first = next((t for t in tensors if t.is_floating_point()), None)
-        return x if first is None else x.to(first)
+        if first is not None:
+            return torch.as_tensor(self.model(x.to(first)))
+        if self._dtype is None:
+            try:
+                answers = torch.as_tensor(self.model(x))
+            except RuntimeError:
+                answers, self._dtype = torch.as_tensor(self.model(x.float())), torch.float32
+            else:
+                self._dtype = x.dtype
+            return answers
+        return torch.as_tensor(self.model(x.to(self._dtype)))
 
     def forward(self, x: Float[Tensor, "rows n"]) -> Float[Tensor, " rows"]:
         """The model's answers, float64.
@@ -53,7 +68,7 @@ class Oracle(nn.Module):
         """
         self.queries += len(x)
         with torch.set_grad_enabled(self.gradients and torch.is_grad_enabled()):
-            parts = [torch.as_tensor(self.model(self.like_model(part))) for part in x.split(self.batch)]
+            parts = [self.ask(part) for part in x.split(self.batch)]
         out = torch.cat(parts).to(x.device)
         if out.numel() != len(x):
             raise RiskError(

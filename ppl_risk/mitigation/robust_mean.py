@@ -174,7 +174,7 @@ def finite_values(values: Tensor) -> Tensor:
         RiskError: if there are none, or one is not finite.
 
     """
-    values = values.double()
+    values = torch.as_tensor(values, dtype=torch.float64)
     if values.dim() < 1 or not values.shape[-1]:
         raise RiskError(f"A mean needs at least one value along the last axis, got shape {tuple(values.shape)}.")
     if not bool(torch.isfinite(values).all()):

@@ -143,9 +143,10 @@ def test_the_callers_model_keeps_its_mode(name):
     assert model.training
 
 
-def test_a_float32_network_is_asked_in_its_own_type():
+@pytest.mark.parametrize("hidden", [False, True], ids=["module", "closure"])
+def test_float32_weights_are_asked_in_their_own_type(hidden):
     network = torch.nn.Linear(5, 1)
-    g = mi.LocalAffine(BALL, 0.01, 1e-5).mitigate(network)
+    g = mi.LocalAffine(BALL, 0.01, 1e-5).mitigate((lambda x: network(x)[:, 0]) if hidden else network)
     x = points(20, 4)
     with torch.no_grad():
         exact = x @ network.weight[0].double() + network.bias.double()
