@@ -12,8 +12,8 @@ a fair coin chooses the side,
     #correct ~ Binomial(n, (1 + advantage) / 2),   advantage = Pr_1[D says 1] - Pr_2[D says 1] <= TV,
 
 so that twice Clopper-Pearson's lower bound, less one, is a lower bound on the total variation. D is a threshold on one number of
-the output; by default that number is the projection on the difference of the means over the variances (Fisher's, with a
-diagonal covariance), learned on the training half.
+the output; by default that number is Fisher's projection, the difference of the means over the pooled covariance (shrunk to its
+diagonal where outputs hold many numbers), learned on the training half.
 
 That the output law must not depend on the poisoned model is the paper's definition of security; both tests are ours.
 """
@@ -37,6 +37,9 @@ from ppl_risk.risk_estimate import clopper_pearson
 
 #: One run of a side: a seed to its output, a tensor, a hashable, or a tuple or list of such.
 Side = Callable[[int], Any]
+
+#: Numbers in an output beyond which correlations are not learned.
+LARGEST_COVARIANCE = 1000
 
 
 @dataclass(frozen=True)
@@ -238,9 +241,16 @@ def _stack(rows: list[Tensor], width: int | None = None) -> Float[Tensor, "rows 
 
 
 def _direction(ones: Float[Tensor, "half k"], twos: Float[Tensor, "half k"]) -> Float[Tensor, " k"]:
-    """Difference of means over the pooled variances, floored where an entry never moves."""
-    gap, spread = ones.mean(0) - twos.mean(0), (ones.var(0) + twos.var(0)) / 2
-    return gap / spread.clamp_min(1e-12 * float(spread.amax()) if bool((spread > 0).any()) else 1.0)
+    """Pooled covariance into the difference of means; errors of coefficients from the same queries are strongly correlated."""
+    gap, k = ones.mean(0) - twos.mean(0), ones.shape[1]
+    centred = torch.cat([ones - ones.mean(0), twos - twos.mean(0)])
+    spread = centred.square().mean(0)
+    floor = 1e-12 * float(spread.amax()) if bool((spread > 0).any()) else 1.0
+    if k > LARGEST_COVARIANCE:
+        return gap / spread.clamp_min(floor)
+    share = k / (k + len(centred))
+    covariance = (1 - share) * centred.mT @ centred / len(centred) + torch.diag(share * spread + floor)
+    return torch.linalg.solve(covariance, gap)
 
 
 def _threshold(ones: Float[Tensor, " half"], twos: Float[Tensor, " half"]) -> tuple[float, float]:

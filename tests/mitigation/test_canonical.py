@@ -249,3 +249,20 @@ def test_the_tests_refuse():
         mi.distinguisher_advantage(lambda s: torch.zeros(1 + s % 2), lambda s: torch.zeros(1), runs=20)
     with pytest.raises(RiskError, match="give a statistic"):
         mi.distinguisher_advantage(lambda s: "a", lambda s: "b", runs=20)
+
+
+def test_the_distinguisher_learns_correlations():
+    """Two numbers of correlation -.95 and a small common shift: each alone tells little, their sum nearly all."""
+    noise = torch.linalg.cholesky(torch.tensor([[1.0, -0.95], [-0.95, 1.0]]).double())
+
+    def side(shift):
+        def draw(seed):
+            g = torch.Generator().manual_seed(seed)
+            return noise @ torch.randn(2, generator=g, dtype=torch.float64) + shift
+
+        return draw
+
+    # The sum has variance .1 and means 1.2 apart, so d' = 1.2 / sqrt(.1) and the best advantage is 2 Phi(d' / 2) - 1.
+    best = math.erf(1.2 / math.sqrt(0.1) / 2 / math.sqrt(2))
+    found = mi.distinguisher_advantage(side(0.0), side(0.6), runs=1000)
+    assert found.advantage == pytest.approx(best, abs=0.04)
