@@ -85,10 +85,13 @@ def estimate(
             finished[name] = _infer(infer[name], problem, request.seed, not quiet)
             run.add(request, name, finished[name])
         print(f"\n[{name}]\n{finished[name]}")
-    result = compare_estimates(
-        {n: finished[n] for n in request.recipes}, load_truth(request.model, **request.parameters)
-    )
+    # A recipe that mitigates asks another problem: its answer is no rival of the others.
+    same = {n: e for n in request.recipes if (e := finished[n]).problem in ("", problem.name)}
+    changed = {n: finished[n] for n in request.recipes if n not in same}
+    result = compare_estimates(same or changed, load_truth(request.model, **request.parameters) if same else None)
     run.conclude(request, result)
+    if same and changed:
+        print(f"\nOf another model in its place:\n{compare_estimates(changed)}")
     print(f"\n{result}\n\nsaved     {run.path}/ (report.html, result.json, one folder a recipe)")
     return BELIEVE if result.best else WEAK
 

@@ -95,3 +95,15 @@ def test_list_and_show_name_the_zoo(capsys):
 def test_help_does_not_load_torch():
     script = "import sys; import ppl_risk.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_recipe_that_mitigates_is_no_rival_of_the_others(tmp_path, capsys):
+    words = ("--out", str(tmp_path), "--quiet")
+    assert call("estimate", "backdoored_affine", "mitigate_local", "monte_carlo", *words) == BELIEVE
+    text = capsys.readouterr().out
+    assert "Of another model in its place" in text
+    result = json.loads((tmp_path / "0001" / "result.json").read_text())
+    assert list(result["estimates"]) == ["monte_carlo"]
+    assert RiskEstimate.load(str(tmp_path / "0001" / "mitigate_local")).prob < 1e-3
+    assert call("estimate", "backdoored_affine", "mitigate_local", *words) == BELIEVE
+    assert json.loads((tmp_path / "0002" / "result.json").read_text())["best"] == "mitigate_local"
