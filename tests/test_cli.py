@@ -8,6 +8,7 @@ import pytest
 
 from ppl_risk import RiskEstimate
 from ppl_risk.cli import BELIEVE, MISTAKE, WEAK, app
+from ppl_risk.zoo import list_recipes
 
 
 def call(*words):
@@ -95,6 +96,15 @@ def test_list_and_show_name_the_zoo(capsys):
 def test_help_does_not_load_torch():
     script = "import sys; import ppl_risk.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_every_shipped_recipe_ends_in_one_report(tmp_path, capsys):
+    """What `make estimate` does: recipes that do not apply are refused, and none stops the comparison or the report."""
+    assert call("estimate", "digits", "--out", str(tmp_path), "--quiet") == BELIEVE
+    result = json.loads((tmp_path / "0001" / "result.json").read_text())
+    assert set(result["estimates"]) == set(list_recipes())
+    assert (tmp_path / "0001" / "report.html").stat().st_size > 10_000
+    assert "Traceback" not in capsys.readouterr().out
 
 
 def test_a_recipe_that_mitigates_is_no_rival_of_the_others(tmp_path, capsys):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ppl_risk.activations import INPUT
 from ppl_risk.errors import RiskError
-from ppl_risk.guides import Guide
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import RiskEstimate
 
@@ -40,9 +39,9 @@ def layer_draws(estimate: RiskEstimate, draws: int = 2000) -> dict[str, np.ndarr
     return {name: v.reshape(len(v), -1) for name, v in values.items()}
 
 
-def guide_names(guide: Guide) -> set[str]:
-    """Sites of a guide."""
-    return guide.site_names()
+def guide_names(guide: Any) -> set[str]:
+    """Sites of a guide; what else an estimate may have been read off (a propagated law, a law of features) has none."""
+    return guide.site_names() if hasattr(guide, "site_names") else set()
 
 
 def busiest_units(draws: Mapping[str, np.ndarray], most: int = 12) -> dict[str, np.ndarray]:
