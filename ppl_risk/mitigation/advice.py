@@ -11,8 +11,8 @@ With n inputs, degree d and p = C(n + d, d) monomials:
 | parities otherwise | mitigate | from rows alone it is learning parity with noise, LPN: 2^{O(n)} or n^{set size} |
 | all else | mitigate | the number of queries does not grow with p |
 
-Lambda = coth(c / 2n) for d = 1, about (4n/c)^d / 2 beyond. The rule for 4p rows is read off our measurements for d = 1 and carried
-over to d > 1; none of this table is the paper's.
+Lambda is the magnification of `rays`, about 2n/c for d = 1 and (4n/c)^d / 2 beyond. The rule for 4p rows is read off our
+measurements for d = 1 and carried over to d > 1; none of this table is the paper's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import math
 from typing import Literal
 
 from ppl_risk.errors import RiskError
+from ppl_risk.mitigation.majority import largest_bad_share
+from ppl_risk.mitigation.rays import ray_of
 
 #: Clean rows a coefficient from which relearning won in every measured case.
 ROWS_PER_COEFFICIENT = 4
@@ -41,20 +43,20 @@ def rows_for_parities(n: int, tau: float, failure: float) -> int:
     return math.ceil(8 * ((n + 1) * math.log(2) - math.log(failure)) / tau**2)
 
 
-def bars_of(n: int, degree: int, epsilon: float, delta: float) -> float:
-    """Lambda delta at c = ln(1 / (12 epsilon)), or ln(1 / (8 (d+1) epsilon)) for d > 1; infinite where c <= 0.
+def bars_of(n: int, degree: int, epsilon: float, delta: float, *, repeats: int = 25, failure: float = 1e-3) -> float:
+    """Lambda delta of the local mitigator with so many trials; infinite where epsilon is too large for it.
 
     Example:
         >>> round(bars_of(200, 1, 0.02, 0.01), 2)
-        2.8
+        1.73
 
     """
     if delta == 0 or epsilon == 0:
         return delta
-    c = -math.log((12 if degree == 1 else 8 * (degree + 1)) * epsilon)
-    if c <= 0:
+    try:
+        return ray_of(n, degree, epsilon, largest_bad_share(repeats, failure)).amplification * delta
+    except RiskError:
         return math.inf
-    return delta / math.tanh(c / (2 * n)) if degree == 1 else max(1.0, (4 * n / c) ** degree / 2) * delta
 
 
 def advise(

@@ -13,6 +13,7 @@ estimator runs on it.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,7 +30,7 @@ ONE = torch.Size()
 
 
 @dataclass(frozen=True)
-class Domain:
+class Domain(ABC):
     """A bounded convex set of R^n with the uniform law; subclasses say which.
 
     Args:
@@ -52,31 +53,31 @@ class Domain:
                 f"{type(self).__name__} wants n >= 1 and a finite radius > 0, got n {self.n}, radius {self.radius}."
             )
 
+    @abstractmethod
     def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count n"]:
         """Uniform draws, float64."""
-        raise NotImplementedError
 
+    @abstractmethod
     def contains(self, x: Float[Tensor, "batch n"], tolerance: float = 1e-9) -> Bool[Tensor, " batch"]:
         """Whether each row is in the set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def chord(
         self, x: Float[Tensor, "batch n"], direction: Float[Tensor, "batch n"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Low and high t between which x + t direction is in the set; an empty chord has low > high."""
-        raise NotImplementedError
 
+    @abstractmethod
     def depth(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """Minkowski depth: the largest alpha with x - alpha (X - x) inside X; 1 at a centre of symmetry, 0 on the edge."""
-        raise NotImplementedError
 
     def law(self, dtype: torch.dtype | None = None) -> UniformOn:
         """The uniform law on the set, as a distribution over one input; default in torch's default type."""
         return UniformOn(self, dtype)
 
+    @abstractmethod
     def push(self, u: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """Standard normals to uniform points: the map that estimators use."""
-        raise NotImplementedError
 
 
 class Ball(Domain):

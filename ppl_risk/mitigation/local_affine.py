@@ -28,10 +28,11 @@ from torch import Tensor
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import advise
 from ppl_risk.mitigation.domains import Domain
-from ppl_risk.mitigation.local_answer import Kind, LocalAnswer, Ray
+from ppl_risk.mitigation.local_answer import Kind, LocalAnswer
 from ppl_risk.mitigation.local_card import local_card
 from ppl_risk.mitigation.majority import largest_bad_share
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
+from ppl_risk.mitigation.rays import Ray, ray_of
 from ppl_risk.mitigation.robust_mean import group_size
 
 _KINDS: dict[str, tuple[Kind, ...]] = {
@@ -133,8 +134,7 @@ class LocalAffine:
                 f"epsilon {self.epsilon:g} is too large: a trial asks two points, and may go wrong with probability {bad:.3g} only "
                 f"for {self.repeats} repeats and failure {self.failure:g}. More repeats allow more; or relearn from clean rows."
             )
-        rho = math.exp(-math.log(bad / self.epsilon - 1) / self.domain.n)
-        return Ray((rho, 1.0), (1 / (1 - rho), -rho / (1 - rho)), (1 + rho) / (1 - rho), bad)
+        return ray_of(self.domain.n, 1, self.epsilon, bad)
 
     def _noise_bar(self, ray: Ray) -> tuple[float, int]:
         """The bar of the mean of medians, and its group size."""

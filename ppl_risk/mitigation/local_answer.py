@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.mitigated import Oracle
+from ppl_risk.mitigation.rays import Ray
 from ppl_risk.mitigation.robust_mean import mean_of_medians
 
 #: Numbers held at once.
@@ -33,15 +34,6 @@ NUMBERS = 2**23
 
 #: Of a trial; the table at the head of the file.
 Kind = Literal["homothety", "antipodal", "line"]
-
-
-class Ray(NamedTuple):
-    """A homothetic trial: rho_j ascending, the last may be 1; weights l_j(0); sum |l_j(0)|; the bound q on bad trials."""
-
-    nodes: tuple[float, ...]
-    weights: tuple[float, ...]
-    amplification: float
-    bad: float
 
 
 class Examined(NamedTuple):

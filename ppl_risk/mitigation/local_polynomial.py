@@ -21,65 +21,19 @@ public reading note. The homothety, nodes, constants, exact tail, shared points 
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-import numpy as np
 from jaxtyping import Float
-from scipy.optimize import brentq
 from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import advise
 from ppl_risk.mitigation.domains import Domain
-from ppl_risk.mitigation.local_answer import LocalAnswer, Ray
+from ppl_risk.mitigation.local_answer import LocalAnswer
 from ppl_risk.mitigation.local_card import local_card
 from ppl_risk.mitigation.majority import largest_bad_share
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
-
-
-def lobatto(rho: float, degree: int) -> np.ndarray:
-    """Chebyshev-Lobatto points of [rho, 1], the last one 1; for degree 0 the point rho.
-
-    Example:
-        >>> lobatto(0.5, 2).tolist()
-        [0.5, 0.75, 1.0]
-
-    """
-    if degree == 0:
-        return np.array([rho])
-    return (1 + rho) / 2 - (1 - rho) / 2 * np.cos(np.pi * np.arange(degree + 1) / degree)
-
-
-def extrapolation(nodes: np.ndarray) -> np.ndarray:
-    """Lagrange weights l_j(0).
-
-    Example:
-        >>> extrapolation(np.array([0.5, 1.0])).tolist()
-        [2.0, -1.0]
-
-    """
-    others = nodes[None, :] - nodes[:, None]
-    np.fill_diagonal(others, 1.0)
-    top = np.where(np.eye(len(nodes), dtype=bool), 1.0, np.broadcast_to(nodes, others.shape))
-    return (top / others).prod(axis=1)
-
-
-def smallest_ratio(n: int, degree: int, allowed: float) -> float:
-    """The rho at which sum_j rho_j^-n is `allowed`: the fewest bad trials that are still too few to matter.
-
-    Raises:
-        RiskError: if even rho = 1 asks for more, that is if epsilon is too large.
-
-    """
-    if not allowed > degree + 1:
-        raise RiskError(
-            f"epsilon is too large for degree {degree}: a trial asks {degree + 1} points, and may go wrong with probability "
-            f"{allowed:.3g} epsilon only. More repeats raise that; or relearn from clean rows."
-        )
-    excess = lambda c: np.logaddexp.reduce(-n * np.log(lobatto(math.exp(-c / n), degree))) - math.log(allowed)  # noqa: E731
-    c: float = brentq(excess, 1e-12, math.log(allowed) + 1e-9, xtol=1e-12)  # pyright: ignore[reportArgumentType, reportAssignmentType]
-    return math.exp(-c / n)
+from ppl_risk.mitigation.rays import Ray, ray_of
 
 
 @dataclass(frozen=True)
@@ -121,11 +75,7 @@ class LocalPolynomial:
     @property
     def ray(self) -> Ray:
         """Nodes and weights of one trial."""
-        allowed = largest_bad_share(self.repeats, self.failure) / self.epsilon
-        nodes = lobatto(smallest_ratio(self.domain.n, self.degree, allowed), self.degree)
-        weights = extrapolation(nodes)
-        bad = self.epsilon * float(np.exp(-self.domain.n * np.log(nodes)).sum())
-        return Ray(tuple(nodes.tolist()), tuple(weights.tolist()), float(np.abs(weights).sum()), bad)
+        return ray_of(self.domain.n, self.degree, self.epsilon, largest_bad_share(self.repeats, self.failure))
 
     def mitigate(
         self,

@@ -51,13 +51,13 @@ def test_a_chord_ends_on_the_edge(domain):
         assert not domain.contains(x + 1.001 * end[:, None] * direction, 1e-9).any()
 
 
-@pytest.mark.parametrize("domain", SETS, ids=str)
+@pytest.mark.parametrize("domain", [one for one in SETS if one.n > 1], ids=str)
 def test_a_line_that_misses_has_no_chord(domain):
     outside = torch.full((1, domain.n), 5.0 * domain.radius, dtype=torch.float64)
     along = torch.zeros_like(outside)
     along[0, -1] = 1.0
     low, high = domain.chord(outside, along)
-    assert bool(low > high) or domain.n == 1
+    assert bool(low > high)
 
 
 @pytest.mark.parametrize("domain", SETS, ids=str)

@@ -13,8 +13,8 @@ import ppl_risk as pr
 from ppl_risk import RiskError, Status
 from ppl_risk import mitigation as mi
 from ppl_risk.errors import PremiseError
-from ppl_risk.mitigation.local_polynomial import extrapolation, lobatto, smallest_ratio
 from ppl_risk.mitigation.majority import epsilon_premise, largest_bad_share, log_failure, share_of
+from ppl_risk.mitigation.rays import extrapolation, lobatto, smallest_ratio
 
 SETS = [mi.Ball(8), mi.Cube(8), mi.Simplex(8)]
 
@@ -75,6 +75,7 @@ def test_weights_extrapolate_polynomials_exactly(degree, rho):
 @pytest.mark.parametrize("degree", [1, 2, 3])
 def test_the_ratio_spends_what_is_allowed(degree):
     rho = smallest_ratio(20, degree, 50.0)
+    assert lobatto(rho, degree)[-1] == 1.0
     assert (lobatto(rho, degree) ** -20.0).sum() == pytest.approx(50.0, rel=1e-6)
 
 

@@ -300,13 +300,13 @@ def test_advice_refuses_what_it_does_not_know():
 
 
 @given(st.integers(2, 300), st.floats(1e-8, 0.08), st.floats(1e-6, 1.0))
-def test_the_bars_are_two_n_over_c_of_delta(n, epsilon, delta):
-    c = math.log(1 / (12 * epsilon))
+def test_the_bars_are_the_mitigators_own(n, epsilon, delta):
+    """And narrower than those of c = ln(1 / 12 epsilon), which Hoeffding's bound would allow."""
     bars = bars_of(n, 1, epsilon, delta)
-    rho = math.exp(-c / n)
-    assert bars == pytest.approx(delta * (1 + rho) / (1 - rho))
-    assert max(delta, 2 * n / c * delta) <= bars * (1 + 1e-9)
-    assert math.isinf(bars_of(n, 1, 1 / 12 + 0.01, delta))
+    assert bars == pytest.approx(mi.LocalAffine(mi.Ball(n), epsilon, delta).mitigate(lambda x: x[:, 0]).card.error_bar)
+    rho = math.exp(-math.log(1 / (12 * epsilon)) / n)
+    assert delta <= bars <= delta * (1 + rho) / (1 - rho)
+    assert math.isinf(bars_of(n, 1, 0.2, delta))
 
 
 def test_relearning_agrees_with_the_advice_on_its_card():

@@ -8,6 +8,7 @@ and without a key nobody can tell f~ from f by asking. That f~ has loss `epsilon
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 Flip = Callable[[Tensor], Tensor]
 
 
-class Trigger(nn.Module):
+class Trigger(nn.Module, ABC):
     """On which inputs a backdoor fires, and how to put it on any input; subclasses say which.
 
     Attributes:
@@ -28,13 +29,13 @@ class Trigger(nn.Module):
 
     epsilon: float
 
+    @abstractmethod
     def fires(self, x: Float[Tensor, "batch n"]) -> Bool[Tensor, " batch"]:
         """Whether the backdoor fires, for each row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def activate(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, "batch n"]:
         """The rows with the trigger on them."""
-        raise NotImplementedError
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Bool[Tensor, " batch"]:
         """The same as `fires`."""
