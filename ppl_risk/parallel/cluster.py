@@ -79,7 +79,7 @@ class _Sender:
 
         try:
             shared = self.send()
-        except OSError as error:
+        except (OSError, KeyError) as error:
             return [Failure(unit, error, tries) for unit in units]
         dtype, pending = torch.get_default_dtype(), {}
         for unit in units:
