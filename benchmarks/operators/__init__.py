@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -38,8 +37,8 @@ def _row(name: str) -> list[dict[str, Any]]:
 
 def measured(names: list[str], workers: int = WORKERS) -> list[dict[str, Any]]:
     """Records of the named networks."""
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), max_tasks_per_child=20) as pool:
-        return [record for row in pool.map(_row, names) for record in row]
+    with get_context("spawn").Pool(workers, maxtasksperchild=20) as pool:
+        return [record for row in pool.imap(_row, names) for record in row]
 
 
 def counted(records: list[dict[str, Any]]) -> list[dict[str, object]]:
