@@ -23,8 +23,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.distributions import constraints
 
-from ppl_risk.errors import RiskError
 from ppl_risk.inputs.transport import Part, part_of
+from ppl_risk.mitigation.wanted import number, whole
 
 ONE = torch.Size()
 
@@ -38,7 +38,7 @@ class Domain(ABC):
         radius: size.
 
     Raises:
-        RiskError: unless n >= 1 and radius > 0.
+        RiskError: unless n is a whole number >= 1 and the radius finite and > 0.
 
     """
 
@@ -48,10 +48,8 @@ class Domain(ABC):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not self.radius > 0 or not math.isfinite(self.radius):
-            raise RiskError(
-                f"{type(self).__name__} wants n >= 1 and a finite radius > 0, got n {self.n}, radius {self.radius}."
-            )
+        whole(f"{type(self).__name__}.n", self.n, least=1)
+        number(f"radius of {type(self).__name__}", self.radius, 0.0)
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count n"]:
