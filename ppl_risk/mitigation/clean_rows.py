@@ -25,6 +25,8 @@ from ppl_risk.mitigation.card import Premise
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.wanted import tensor_of
 
+#: Labelled rows as a caller gives them: inputs (m, n) and labels (m,), tensors, arrays or lists.
+Samples = tuple[Any, Any]
 #: Chance at which rows from the right law are refused.
 LEVEL = 1e-6
 #: Directions that are looked along, and points they are held against.

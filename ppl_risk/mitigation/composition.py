@@ -118,6 +118,7 @@ def plain(calls: int = 100_000) -> Estimator:
         1000
 
     """
+    whole("calls", calls, least=1)
     return lambda problem, seed: monte_carlo(problem, calls=calls, seed=seed, posterior_draws=0, progress=False)
 
 

@@ -7,7 +7,7 @@ r"""What a Fourier series, the model it came from and clean rows say of the prem
 | clean labels are the series, but for flips | more or fewer flips than declared; a residual above what flips leave |
 | rows are uniform bits, labels +-1 where a sign is answered | the rows themselves |
 
-A truth h = +-1 whose labels are flipped with probability eta leaves a residual of 1 - (1 - 2 eta)^2 mean h^2 around
+A truth h = +-1 whose labels are flipped with probability eta leaves a residual of 1 - (1 - 2 eta)^2 around
 (1 - 2 eta) h; more says that the series is not all of h. Each test refuses a true premise at a share of `delta` at most. Ours.
 """
 
@@ -69,7 +69,7 @@ def labels_are_the_series(series: FourierSeries, rows: CleanRows, flips: float, 
     if sign and not plain:
         return Premise(name, False, "the sign of a series is answered, and labels are not +-1")
     refused = min(delta, 0.01) / 4
-    left = (y - (1 - 2 * flips) * g).square() - (1 - (1 - 2 * flips) ** 2) * float(g.square().mean())
+    left = (y - (1 - 2 * flips) * g).square() - (1 - (1 - 2 * flips) ** 2)
     if sign:
         left = left * 0
     beyond, spread = float(left.mean()), float(left.std()) / math.sqrt(len(y)) if len(y) > 1 else math.inf
@@ -85,7 +85,7 @@ def labels_are_the_series(series: FourierSeries, rows: CleanRows, flips: float, 
     return Premise(name, True, told)
 
 
-def values_error(x: Tensor, left: Tensor, sets: Tensor, delta: float) -> tuple[float, Tensor]:
+def values_error(x: Tensor, left: Tensor, sets: Tensor, delta: float, known: float = 0.0) -> tuple[float, Tensor]:
     """The root mean square of g - h that is exceeded with probability delta at most, and standard errors of the values.
 
     With A the characters of m rows and a residual of sigma^2 a row, the values err by N(0, sigma^2 (A'A)^-1):
@@ -96,6 +96,7 @@ def values_error(x: Tensor, left: Tensor, sets: Tensor, delta: float) -> tuple[f
         left: residuals of the labels (m,).
         sets: of the series.
         delta: chance to be beyond.
+        known: mean square that flips leave, which few rows may show too little of.
 
     """
     m, k = len(x), len(sets)
@@ -106,6 +107,6 @@ def values_error(x: Tensor, left: Tensor, sets: Tensor, delta: float) -> tuple[f
     least = float(torch.linalg.eigvalsh(gram)[0])
     if m <= k or least <= 1e-9 * m:
         return math.inf, torch.full((k,), math.inf, dtype=torch.float64)
-    sigma = float(left.square().sum()) / (m - k)
+    sigma = max(float(left.square().sum()) / (m - k), known)
     wide = math.sqrt(sigma * k * float(f_law.isf(delta, k, m - k)) / least)
     return wide, (sigma * torch.linalg.inv(gram).diagonal()).sqrt()

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import advise
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
-from ppl_risk.mitigation.clean_rows import CleanRows, clean_rows, uniform_bits
+from ppl_risk.mitigation.clean_rows import CleanRows, Samples, clean_rows, uniform_bits
 from ppl_risk.mitigation.fourier_evidence import close_to_model, few_and_heavy, labels_are_the_series, values_error
 from ppl_risk.mitigation.fourier_series import FourierSeries, characters
 from ppl_risk.mitigation.heavy_hashing import HeavyPremise, find_by_hashing
@@ -34,8 +34,6 @@ from ppl_risk.mitigation.heavy_prefix import find_by_prefix
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
 from ppl_risk.mitigation.wanted import coins, number, rows_in, whole
 
-#: Labelled rows: inputs (m, n) of +-1 and labels (m,).
-Samples = tuple[Float[Tensor, "m n"], Float[Tensor, " m"]]
 #: To which values are rounded: the last bits of a fit depend on where it lies in memory, and the law of g must not.
 DECIMALS = 9
 
@@ -150,8 +148,9 @@ class GlobalFourier:
             told = "they are read off the model, and tell it apart from others"
             tested.append(Premise("values from clean rows", False, told))
         else:
+            plain = bool((rows.y.abs() == 1).all())
             left = (rows.y - scale * (characters(rows.x, sets) @ values)) / scale
-            error, errors = values_error(rows.x, left, sets, self.delta)
+            error, errors = values_error(rows.x, left, sets, self.delta, (1 - scale**2) / scale**2 if plain else 0.0)
             tested.append(labels_are_the_series(series, rows, self.flip_rate, self.delta, self.sign))
             tested += [*rows.tested(), uniform_bits(rows)]
             if self.sign:

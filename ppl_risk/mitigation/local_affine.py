@@ -22,15 +22,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import advise
-from ppl_risk.mitigation.clean_rows import clean_rows
+from ppl_risk.mitigation.clean_rows import Samples, clean_rows
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.local_answer import Kind, LocalAnswer
-from ppl_risk.mitigation.local_card import local_model, require_local
+from ppl_risk.mitigation.local_card import line_bar, local_model, require_local
 from ppl_risk.mitigation.majority import largest_bad_share
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
 from ppl_risk.mitigation.rays import Ray, ray_of
@@ -105,7 +103,7 @@ class LocalAffine:
     def mitigate(
         self,
         model: BlackBox,
-        samples: tuple[Float[Tensor, "m n"], Float[Tensor, " m"]] | None = None,
+        samples: Samples | None = None,
         *,
         seed: int = 0,
     ) -> Mitigated:
@@ -113,7 +111,7 @@ class LocalAffine:
 
         Args:
             model: (batch, n) to (batch,).
-            samples: clean rows (x, y) on which epsilon is certified or refuted; None leaves it assumed.
+            samples: clean rows (x, y), (m, n) and (m,), on which epsilon is certified or refuted; None leaves it assumed.
             seed: of the mitigator's coins. Draw it after the model is fixed and keep it from whoever chooses the inputs.
 
         """
@@ -129,6 +127,8 @@ class LocalAffine:
             )  # fmt: skip
 
         width = ray.amplification * self.delta if bar is None else bar
+        if self.variant == "line":
+            width = line_bar(n, self.repeats, self.epsilon, self.delta, self.failure)
         advice = advise(
             "affine", n, samples=0 if rows is None else len(rows.x), epsilon=self.epsilon, delta=self.delta,
             failure=self.failure, bars=width,

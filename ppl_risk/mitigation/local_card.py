@@ -59,7 +59,7 @@ def line_bar(n: int, repeats: int, epsilon: float, delta: float, failure: float)
 
     Example:
         >>> round(line_bar(20, 25, 1e-3, 0.01, 1e-3), 2)
-        1.65
+        2.46
 
     """
     rank = repeats // 2 + int(binom.isf(failure / 2, repeats, min(2 * epsilon, 1.0)))
@@ -112,7 +112,7 @@ def local_model(
         premises.append(Premise("errors inside the cutoff are independent and symmetric about 0", None, "not tested"))
     if rows is not None:
         premises += [*rows.tested(), *law]
-        again = lambda: answer_of(child_seeds(abs(seed), 1)[0])  # noqa: E731 - made only where a row is missed
+        again = lambda k: answer_of(child_seeds(abs(seed), k + 1)[k])  # noqa: E731 - made only where a row is missed
         kept = bars_on_rows(answer, again, rows, bar, failure) if len(rows.x) else None
         premises += [kept] if kept is not None else []
     return Mitigated(

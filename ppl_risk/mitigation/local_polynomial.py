@@ -23,11 +23,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
 from ppl_risk.mitigation.advice import advise
-from ppl_risk.mitigation.clean_rows import clean_rows
+from ppl_risk.mitigation.clean_rows import Samples, clean_rows
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.local_answer import LocalAnswer
 from ppl_risk.mitigation.local_card import local_model, require_local
@@ -79,7 +76,7 @@ class LocalPolynomial:
     def mitigate(
         self,
         model: BlackBox,
-        samples: tuple[Float[Tensor, "m n"], Float[Tensor, " m"]] | None = None,
+        samples: Samples | None = None,
         *,
         seed: int = 0,
     ) -> Mitigated:
@@ -87,7 +84,7 @@ class LocalPolynomial:
 
         Args:
             model: (batch, n) to (batch,).
-            samples: clean rows (x, y) on which epsilon is certified or refuted; None leaves it assumed.
+            samples: clean rows (x, y), (m, n) and (m,), on which epsilon is certified or refuted; None leaves it assumed.
             seed: of the mitigator's coins. Draw it after the model is fixed and keep it from whoever chooses the inputs.
 
         """

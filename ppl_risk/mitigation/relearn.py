@@ -29,14 +29,12 @@ from torch import Tensor
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import ROWS_PER_COEFFICIENT, advise
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
-from ppl_risk.mitigation.clean_rows import clean_rows
+from ppl_risk.mitigation.clean_rows import Samples, clean_rows
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
 from ppl_risk.mitigation.monomials import Polynomial, monomial_index, monomials
 from ppl_risk.mitigation.wanted import coins, number, whole
 
-#: Labelled rows: inputs (m, n) and labels (m,).
-Samples = tuple[Float[Tensor, "m n"], Float[Tensor, " m"]]
 #: Where Huber's loss turns from square to straight, in scales.
 TURN = 1.345
 #: Most numbers in a matrix of monomials: 2 GiB.

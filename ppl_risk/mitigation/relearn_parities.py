@@ -18,19 +18,14 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import LARGEST_TRANSFORM, advise, rows_for_parities
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
-from ppl_risk.mitigation.clean_rows import CleanRows, clean_rows, uniform_bits
+from ppl_risk.mitigation.clean_rows import CleanRows, Samples, clean_rows, uniform_bits
 from ppl_risk.mitigation.fourier_series import FourierSeries, walsh_hadamard
 from ppl_risk.mitigation.mitigated import Mitigated
 from ppl_risk.mitigation.wanted import number, rows_in, whole
-
-#: Labelled rows: inputs (m, n) of +-1 and labels (m,).
-Samples = tuple[Float[Tensor, "m n"], Float[Tensor, " m"]]
 
 
 def relearn_parities(
