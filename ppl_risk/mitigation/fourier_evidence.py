@@ -40,7 +40,7 @@ def few_and_heavy(values: Tensor, errors: Tensor, tau: float, most: int, delta: 
     if bool((short > ROUNDED).any()):
         worst = int(short.argmax())
         return Premise(name, False, f"one of {k} is {float(values[worst]):.3g} +- {float(errors[worst]):.2g}")
-    told = f"{k} sets found of at most {most}, no value below tau; smaller coefficients are not visible from outside"
+    told = f"{k} sets found of at most {most}, none below tau by more than its error; smaller ones are not visible"
     return Premise(name, None, told)
 
 

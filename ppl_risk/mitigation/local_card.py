@@ -151,6 +151,11 @@ def _remedy(premises: list[Premise]) -> str:
         return "Give a delta above the model's rounding, or a model in double precision."
     if "finite" in failed or "draws from" in failed:
         return "Give clean rows drawn from the uniform law on the set, with finite labels."
-    if "polynomial" in failed or ("keep their bars" in failed and "epsilon" not in failed):
+    if "keep their bars" in failed and "epsilon" not in failed and "polynomial" not in failed:
+        return (
+            "Draw another seed and keep it secret; where that fails too, the truth is of another class: take a polynomial of a "
+            "higher degree, a larger delta, or relearn from clean rows."
+        )
+    if "polynomial" in failed:
         return "Take a class that holds the truth (LocalPolynomial of a higher degree), a larger delta, or relearn from clean rows."
     return "Certify a larger epsilon on clean rows and give that, or relearn from clean rows."
