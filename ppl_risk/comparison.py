@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status
 
@@ -110,6 +111,7 @@ class Comparison:
         return f"{self.to_dataframe().to_html()}<p>{verdict}</p>"
 
 
+@checked
 def compare(estimates: Mapping[str, RiskEstimate], truth: Any = None) -> Comparison:
     """Put estimates of one problem side by side.
 

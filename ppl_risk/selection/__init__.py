@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError, UnknownNameError
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
@@ -22,6 +23,7 @@ from ppl_risk.weights import read_weights
 __all__ = ["SOURCES", "LayerSelection", "Selection", "UpdateSketch", "select"]
 
 
+@checked
 def select(
     problem: RiskProblem,
     rank: int | None = None,

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
@@ -29,6 +30,7 @@ LARGEST_ERROR = 0.5
 SMALLEST_ACCEPTANCE = 0.02
 
 
+@checked
 def run_smc(
     problem: RiskProblem,
     *,
