@@ -23,6 +23,7 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.normal import SphericalNormal
 from ppl_risk.one_pass import refusal
@@ -65,6 +66,7 @@ class ActivationModel:
         ['input', 'network']
     """
 
+    @checked()
     def __init__(
         self,
         problem: RiskProblem,

@@ -24,7 +24,7 @@ KEPT = 200_000
 SMALLEST_HITS = 20
 
 
-@checked
+@checked()
 @torch.no_grad()
 def monte_carlo(
     problem: RiskProblem, *, calls: int = 100_000, posterior_draws: int = 1000, seed: int = 0, progress: bool = True

@@ -45,7 +45,7 @@ class Tail:
     steps: int = 400
 
 
-@checked
+@checked()
 def fit_layerwise(
     problem: RiskProblem,
     family: Family | None = None,

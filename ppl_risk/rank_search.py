@@ -62,7 +62,7 @@ class RankSearch:
         return "\n".join([*lines, verdict])
 
 
-@checked
+@checked()
 def choose_rank(
     problem: RiskProblem,
     selection: Selection | None = None,

@@ -45,7 +45,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
-@checked
+@checked()
 def fit_svi(
     problem: RiskProblem,
     family: Family | None = None,

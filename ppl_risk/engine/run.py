@@ -54,7 +54,7 @@ PILOT, SEARCH, CLIMBS, BLIND_CLIMBS, ROUND, EXPLORED = 0.03, 0.08, 0.35, 0.4, 0.
 COMMON = 0.1
 
 
-@checked
+@checked()
 def estimate(
     problem: RiskProblem,
     *,

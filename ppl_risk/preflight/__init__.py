@@ -52,7 +52,7 @@ class Preflight:
         )
 
 
-@checked
+@checked()
 def check(problem: RiskProblem, *, draws: int = 2000, seed: int = 0) -> Preflight:
     """Try a problem before spending on it: devices, mode, finite weights, shapes, determinism, reachability.
 

@@ -45,7 +45,7 @@ class FeatureRisk:
     adversary: Adversary | None = None
 
 
-@checked
+@checked()
 def propagate_features(
     problem: RiskProblem,
     features: str | Tensor | Dictionary | FeatureLaw = "sae",

@@ -47,7 +47,7 @@ class PropagatedLaw:
     slices: Slices | None = None
 
 
-@checked
+@checked()
 def propagate(
     problem: RiskProblem,
     family: str = "low_rank",
@@ -123,7 +123,7 @@ def propagate(
     )  # fmt: skip
 
 
-@checked
+@checked()
 def propagated_log_prob(
     problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices", *, directions: int = 2
 ) -> Tensor:

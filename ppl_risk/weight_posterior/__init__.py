@@ -31,7 +31,7 @@ from ppl_risk.weight_posterior.posterior import spreads_of
 __all__ = ["UncertainNetwork", "uncertain_weights"]
 
 
-@checked
+@checked()
 def uncertain_weights(
     network: nn.Module,
     posterior: Mapping[str, float | Tensor],
