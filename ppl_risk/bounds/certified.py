@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked, reals, whole
 from ppl_risk.bounds.interval import Ball, Box, Region
 from ppl_risk.bounds.laws import LARGEST_U, affine_of, ends, is_monotone, leading, support_of
 from ppl_risk.bounds.lowering import program_of
@@ -36,6 +37,7 @@ SAYS_NOTHING = 0.5
 SHARE_OF_SPREAD = 0.01
 
 
+@checked(inputs=whole, radii=reals)
 def certify(
     problem: RiskProblem,
     *,
@@ -72,6 +74,11 @@ def certify(
     if inputs < 0 or (epsilon is not None and not epsilon > 0) or any(not r > 0 for r in radii or ()):
         raise RiskError("inputs must be at least 0, epsilon and radii greater than 0.")
     require_sound(problem)
+    if problem.is_half:
+        raise RiskError(
+            "The weights are in half precision, whose rounding is larger than the allowance of the bounds: what is proved of "
+            "exact arithmetic would not hold of the network. Certify network.float()."
+        )
     with problem.metered() as meter:
         tape = trace(problem)
         affine = affine_of(problem.inputs, problem.device)
