@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel, check_batching
 from ppl_risk.errors import RiskError
-from ppl_risk.guides import Family, Guide, LowRank, Network
+from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.importance.sampling import importance_sample, resample, verdict
 from ppl_risk.posterior import posterior_of, to_chains
 from ppl_risk.preflight import require_sound
@@ -81,6 +81,7 @@ def fit_svi(
         'SVI low-rank(8) + importance sampling'
     """
     family = LowRank() if family is None else family
+    require_family(family)
     if steps < 1 or particles < 1 or draws < 8 or pilot < 8:
         raise RiskError(
             f"At least 1 step, 1 particle, 8 draws and 8 pilot draws are needed, got steps={steps}, particles={particles}, "

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -69,6 +70,15 @@ class Law(nn.Module, ABC):
     @abstractmethod
     def fit(self, draws: Float[Tensor, "draws n"]) -> None:
         """Set the parameters to the maximum-likelihood fit of the draws (forward KL)."""
+
+
+@runtime_checkable
+class LawFamily(Protocol):
+    """Description of a law, own ones included: what guides ask of it is `bind`."""
+
+    def bind(self, dimension: int, device: torch.device | str = "cpu") -> Law:
+        """The law over R^dimension, on a device."""
+        ...
 
 
 class NormalLaw(Law):
@@ -246,6 +256,3 @@ class Mixture:
     def bind(self, dimension: int, device: torch.device | str = "cpu") -> Law:
         """The law over R^dimension."""
         return MixtureLaw(dimension, self.components, device)
-
-
-LawFamily = Normal | LowRankNormal | FullNormal | Mixture

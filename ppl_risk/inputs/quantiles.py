@@ -172,10 +172,10 @@ class _Quantile(torch.autograd.Function):
 
 def _inverse(family: Family, u: Tensor, parameters: Any) -> tuple[Tensor, Tensor]:
     """g and dg/du by the inverse itself."""
-    arrays = [t.detach().double().cpu().numpy() for t in (u, *parameters)]
-    g = np.asarray(family.inverse(*map(np.atleast_1d, arrays))).reshape(arrays[0].shape)
+    arrays = [np.atleast_1d(t.detach().double().cpu().numpy()) for t in (u, *parameters)]
+    g = family.inverse(*arrays)
     slope = np.exp(log_phi(arrays[0]) - family.density(g, *arrays[1:])[0])
-    return torch.as_tensor(g).to(u.device), torch.as_tensor(slope).to(u.device)
+    return tuple(torch.as_tensor(found).reshape(u.shape).to(u.device) for found in (g, slope))  # pyright: ignore[reportReturnType]
 
 
 def _like(x: Tensor, u: Tensor, *, positive: bool = False) -> Tensor:
