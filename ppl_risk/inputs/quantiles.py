@@ -100,7 +100,7 @@ def _student(u: np.ndarray, df: np.ndarray) -> np.ndarray:
     # x^2 / (df + x^2) ~ Beta(1/2, df / 2); small for many degrees of freedom, its complement small for few.
     middle, tail = special.erf(np.abs(u) / np.sqrt(2)), 2 * _tail(u)
     share = np.where(tail > 0.5, special.betaincinv(0.5, df / 2, middle), special.betainccinv(0.5, df / 2, tail))
-    log_rest, log_most = _log_lower(df / 2, np.float64(0.5), special.log_ndtr(-np.abs(u)) + np.log(2))
+    log_rest, log_most = _log_lower(df / 2, np.full_like(df, 0.5), special.log_ndtr(-np.abs(u)) + np.log(2))
     with np.errstate(divide="ignore", invalid="ignore"):
         odds = np.where(share < 0.5, np.log(share) - np.log1p(-share), log_most - log_rest)
         size = (odds + np.log(df)) / 2
