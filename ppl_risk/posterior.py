@@ -21,7 +21,9 @@ def posterior_of(problem: RiskProblem, x: Tensor, chains: int = CHAINS) -> dict[
     if x.shape[0] == 0:
         return {}
     values, margin = problem.activations(x)
-    return {name: to_chains(value, chains) for name, value in ({"x": x} | values | {"margin": margin}).items()}
+    # Parts of an input under their own names; a layer or the margin of the same name keeps it.
+    inputs = {f"x.{n}" if n in {*values, "margin"} else n: part for n, part in problem.unpack(x).items()}
+    return {name: to_chains(value, chains) for name, value in (inputs | values | {"margin": margin}).items()}
 
 
 def to_chains(value: Tensor, chains: int = CHAINS) -> np.ndarray:

@@ -24,7 +24,10 @@ def believed_problem(problem: RiskProblem, guide: Guide) -> RiskProblem:
     law = guide if isinstance(guide, SelectedGuide) else GuideMap(guide)
     standard = Normal(torch.zeros(law.normals(), device=problem.device), 1.0)
     return RiskProblem(
-        lambda z: law.margin_of_normals(problem, z), Independent(standard, 1), name=f"{problem.name} (guide's law)"
+        lambda z: law.margin_of_normals(problem, z),
+        Independent(standard, 1),
+        name=f"{problem.name} (guide's law)",
+        layers=[],  # what is modelled here are the normals, whatever modules they run through
     )
 
 

@@ -87,7 +87,7 @@ def _shapes(problem: RiskProblem) -> Result:
 
 def _shape_fault(problem: RiskProblem, x: Tensor) -> str:
     try:
-        output = problem.network(x)
+        output = problem.output(x)
     except Exception as error:
         return (
             f'The network rejects inputs of shape {tuple(x.shape)} and type {x.dtype}: "{_first_line(error)}". The input '
