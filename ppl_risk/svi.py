@@ -32,6 +32,12 @@ from ppl_risk.risk_estimate import RiskEstimate, Status
 #: Last share of the steps, at constant temperature and falling step size, on which convergence is judged.
 SETTLING = 0.3
 
+#: Said where a family of laws over layers was asked for and there are none.
+ONE_SITE = (
+    "No layers were found behind the network, so the input is the only site and all families are laws of the input alone: to "
+    "compare families pass the nn.Module itself, or an nn.Module whose forward calls it."
+)
+
 
 class Fit(NamedTuple):
     """A fitted guide: losses (-ELBO, nats) and gradient norms per step, ELBO over the settled part, convergence."""
@@ -102,6 +108,9 @@ def fit_svi(
     status, remedy = verdict(result)
     if not status.believable and status is not Status.NO_HITS and not fit.converged:
         status, remedy = Status.NOT_CONVERGED, "The ELBO was still moving: use more steps. " + remedy
+    sites = len(fit.guide.site_names())
+    if sites == 1 and family.coordinates == "activation":
+        remedy = f"{remedy} {ONE_SITE}".strip()
     rows = len(result.draws.u) // 4 * 4
     return RiskEstimate(
         method=f"SVI {family.label} + importance sampling",
@@ -111,7 +120,7 @@ def fit_svi(
         elbo=fit.elbo, guide=fit.guide,
         evidence={
             "k_hat": result.k_hat, "ess": result.ess, "hits": float(result.hits), "draws": float(draws),
-            "elbo_error": fit.elbo_error, "converged": float(fit.converged),
+            "elbo_error": fit.elbo_error, "converged": float(fit.converged), "sites": float(sites),
         },
         posterior=posterior,
         stats={"log_weight": to_chains(result.draws.log_weight[:rows]), "margin": to_chains(result.draws.margin[:rows])},

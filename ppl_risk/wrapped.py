@@ -7,6 +7,7 @@ followed where it stands in the same file. What a network reaches otherwise (thr
 
 from __future__ import annotations
 
+import dis
 import functools
 from collections.abc import Iterator, Mapping
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
@@ -14,6 +15,8 @@ from typing import Any
 
 from torch import nn
 
+GLOBALS = frozenset({"LOAD_GLOBAL", "LOAD_NAME"})
+ATTRIBUTES = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
 #: How many functions deep.
 DEPTH = 4
 
@@ -55,9 +58,10 @@ def _held(part: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Modul
         if isinstance(part.__self__, nn.Module):
             yield "self", part.__self__
         else:
-            mentioned = _names(part.__func__.__code__) if isinstance(part.__func__, FunctionType) else set()
-            yield from _among(_attributes(part.__self__, mentioned), depth, seen)
-            yield from _held(part.__func__, depth - 1, seen)
+            if isinstance(part.__func__, FunctionType):
+                mentioned = _names(part.__func__.__code__, ATTRIBUTES)
+                yield from _among(_attributes(part.__self__, mentioned), depth, seen)
+            yield from _held(part.__func__, depth, seen)
     elif isinstance(part, FunctionType):
         yield from _of_function(part, depth, seen)
     elif callable(part) and isinstance(type(part).__call__, FunctionType):
@@ -65,7 +69,7 @@ def _held(part: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Modul
 
 
 def _of_function(function: FunctionType, depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
-    mentioned = _names(function.__code__)
+    mentioned = _names(function.__code__, GLOBALS)
     values: dict[str, Any] = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
@@ -84,8 +88,8 @@ def _of_function(function: FunctionType, depth: int, seen: set[int]) -> Iterator
     }
     yield from _among(values, depth, seen)
     for value in values.values():
-        if not callable(value) and hasattr(value, "__dict__"):
-            yield from _among(_attributes(value, mentioned), depth, seen)
+        if not isinstance(value, type | nn.Module | FunctionType | MethodType | functools.partial):
+            yield from _among(_attributes(value, _names(function.__code__, ATTRIBUTES)), depth, seen)
 
 
 def _among(values: Mapping[str, Any], depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
@@ -102,11 +106,14 @@ def _among(values: Mapping[str, Any], depth: int, seen: set[int]) -> Iterator[tu
 
 
 def _attributes(holder: Any, mentioned: set[str]) -> dict[str, Any]:
-    """The attributes of an object that the code mentions."""
-    return {name: value for name, value in getattr(holder, "__dict__", {}).items() if name in mentioned}
+    """The attributes of an object that the code mentions, its methods among them."""
+    own = getattr(holder, "__dict__", {})
+    methods = {name: getattr(type(holder), name, None) for name in mentioned if name not in own}
+    bound = {name: MethodType(m, holder) for name, m in methods.items() if isinstance(m, FunctionType)}
+    return {name: value for name, value in own.items() if name in mentioned} | bound
 
 
-def _names(code: CodeType) -> set[str]:
-    """Global names and attributes that code mentions, functions inside it included."""
-    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
-    return set(code.co_names).union(*inner)
+def _names(code: CodeType, kinds: frozenset[str]) -> set[str]:
+    """Names that code loads by instructions of some kinds, functions inside it included."""
+    own = {str(step.argval) for step in dis.get_instructions(code) if step.opname in kinds}
+    return own.union(*(_names(constant, kinds) for constant in code.co_consts if isinstance(constant, CodeType)))
