@@ -185,6 +185,8 @@ def optimise(
     The temperature goes from `start` to `temperature`, in units of the margin's spread. Parameters end at their average over
     the last half of the settling part (Polyak and Juditsky 1992, doi:10.1137/0330046).
     """
+    for group in guide.parts():
+        group.law.pathwise()  # a law without gradients says so, before Pyro does
     check_batching(model, guide.sample(5), model.margin_spread)
     elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=0)
     parameters = [p for p in guide.parameters() if p.requires_grad]

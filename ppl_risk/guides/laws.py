@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_risk.errors import RiskError
 from ppl_risk.guides.pathwise import PathGradient
 
 FLOOR = 1e-4
@@ -58,9 +59,18 @@ class Law(nn.Module, ABC):
         return self.distribution().log_prob(z)  # pyright: ignore[reportReturnType] - a Tensor, which torch does not promise
 
     def pathwise(self) -> Distribution:
-        """The law for the ELBO: sampled with gradients, scored without (see `PathGradient`)."""
+        """The law for the ELBO: sampled with gradients, scored without (see `PathGradient`).
+
+        Raises:
+            RiskError: the law draws without gradients.
+        """
         with torch.no_grad():
             frozen = self.distribution()
+        if not frozen.has_rsample:
+            raise RiskError(
+                f"The ELBO needs draws with gradients, which a law of type {type(frozen).__name__} does not give (has_rsample is "
+                "False). Implement rsample, take a law that has it, or use ppl_risk.fit_layerwise."
+            )
         return PathGradient(self.distribution(), frozen)
 
     @abstractmethod
