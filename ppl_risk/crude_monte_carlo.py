@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
@@ -23,6 +24,7 @@ KEPT = 200_000
 SMALLEST_HITS = 20
 
 
+@checked()
 @torch.no_grad()
 def monte_carlo(
     problem: RiskProblem, *, calls: int = 100_000, posterior_draws: int = 1000, seed: int = 0, progress: bool = True

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ppl_risk.activations import INPUT, ActivationModel
+from ppl_risk.arguments import checked
 from ppl_risk.crude_monte_carlo import counted, monte_carlo
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, believed_problem, require_family
@@ -44,6 +45,7 @@ class Tail:
     steps: int = 400
 
 
+@checked()
 def fit_layerwise(
     problem: RiskProblem,
     family: Family | None = None,

@@ -160,7 +160,9 @@ def visiting(
         seen = value.float() if is_half(value.dtype) else value
         new = change(name, seen)
         # What a visitor gives is its own: the next layer may work in place.
-        return None if new is seen else own(new).to(value.dtype)
+        if new is seen:
+            return None
+        return own(new) if new.dtype == value.dtype else own(new).to(value.dtype)
 
     def after(name: str, change: Visitor) -> Callable[..., object]:
         next_name = site_names(name)

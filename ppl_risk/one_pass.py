@@ -131,17 +131,19 @@ def gather(
 
     Example:
         >>> gather([{"a": torch.zeros(2, 3), "b": torch.zeros(1, 3)}], [2], {})[1]
-        {'b': 'runs on some rows only'}
+        {'b': 'returned shape (1, 3) for 2 rows'}
     """
     values, left_out = dict[str, Tensor](), dict(skipped)
     for name in dict.fromkeys(name for part in parts for name in part):
         found = [part.get(name) for part in parts]
         held = [value for value in found if value is not None]
         leading = [value.shape[0] if value.dim() else -1 for value in held]
-        if len(held) < len(parts) or any(a < b for a, b in zip(leading, rows, strict=True)):
+        odd = next((at for at, (a, b) in enumerate(zip(leading, rows, strict=False)) if a != b), None)
+        if len(held) < len(parts):
             left_out[name] = "runs on some rows only"
-        elif leading != list(rows):
-            left_out[name] = f"returns {leading[0]} rows for {rows[0]} inputs"
+        elif odd is not None:
+            partly = " (it runs on some rows only)" if 1 < leading[odd] < rows[odd] else ""
+            left_out[name] = f"returned shape {tuple(held[odd].shape)} for {rows[odd]} rows{partly}"
         elif any(value.is_complex() for value in held):
             left_out[name] = "returns complex numbers"
         elif len({value.shape[1:] for value in held}) > 1:
@@ -156,6 +158,6 @@ def refusal(left_out: Mapping[str, str]) -> RiskError:
     name, why = next(iter(left_out.items()))
     layer = name.split("#")[0]
     return RiskError(
-        f'Layer "{layer}" {why}, so it cannot be a site: a site has one value per input row. Leave it out: '
-        f"RiskProblem(..., layers=[...]) without {layer!r}. ppl_risk.estimate, run_smc and monte_carlo need no layers."
+        f'Layer "{layer}" {why}. A site needs one row per input row: leave the layer out of layers=[...]. '
+        "ppl_risk.estimate, run_smc and monte_carlo need no layers."
     )

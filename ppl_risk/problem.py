@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
+from ppl_risk.arguments import checked, names, of_type
 from ppl_risk.errors import NetworkError, RiskError, first_line
 from ppl_risk.inputs import Product, Transport, transport_of
 from ppl_risk.inputs.given import law_of, require_arguments
@@ -50,6 +51,7 @@ class RiskProblem(Metered):
         torch.Size([4])
     """
 
+    @checked(layers=names, name=of_type(str), provenance=of_type(Provenance, type(None)))
     def __init__(
         self,
         network: Callable[..., object],

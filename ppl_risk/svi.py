@@ -20,6 +20,7 @@ from pyro.optim.clipped_adam import ClippedAdam
 from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel, check_batching
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.importance.sampling import importance_sample, resample, verdict
@@ -50,6 +51,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
+@checked()
 def fit_svi(
     problem: RiskProblem,
     family: Family | None = None,

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked, reals, whole
 from ppl_risk.bounds.interval import Ball, Box, Region
 from ppl_risk.bounds.laws import LARGEST_U, affine_of, ends, is_monotone, leading, support_of
 from ppl_risk.bounds.lowering import program_of
@@ -36,6 +37,7 @@ SAYS_NOTHING = 0.5
 SHARE_OF_SPREAD = 0.01
 
 
+@checked(inputs=whole, radii=reals)
 def certify(
     problem: RiskProblem,
     *,

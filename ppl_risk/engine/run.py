@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ppl_risk.arguments import checked
 from ppl_risk.crude_monte_carlo import counted
 from ppl_risk.engine import climbs as second
 from ppl_risk.engine.adapt import Round, adapt, log_tilt
@@ -53,6 +54,7 @@ PILOT, SEARCH, CLIMBS, BLIND_CLIMBS, ROUND, EXPLORED = 0.03, 0.08, 0.35, 0.4, 0.
 COMMON = 0.1
 
 
+@checked()
 def estimate(
     problem: RiskProblem,
     *,

@@ -6,12 +6,15 @@ answer for all rows. Every finding says what, where, and what to do. The rows sp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
-from ppl_risk.errors import PreflightError
+from ppl_risk.arguments import checked
+from ppl_risk.errors import PreflightError, RiskError
 from ppl_risk.preflight.checks import CHECKS
+from ppl_risk.preflight.layers import sites
 from ppl_risk.preflight.reachability import reachable
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
@@ -49,6 +52,7 @@ class Preflight:
         )
 
 
+@checked()
 def check(problem: RiskProblem, *, draws: int = 2000, seed: int = 0) -> Preflight:
     """Try a problem before spending on it: devices, mode, finite weights, shapes, determinism, reachability.
 
@@ -82,17 +86,26 @@ def _examine(problem: RiskProblem, seed: int, draws: int) -> list[Finding]:
         with torch.no_grad():
             for name, test in CHECKS:
                 with seeded(seed, _seeding_device(problem)):
-                    found = test(problem)
-                level, message = found if isinstance(found, tuple) else ("ok", found)
+                    level, message = _outcome(test, problem)
                 findings.append(Finding(name, level, message))
                 if level == "error":
                     return findings
             if draws:
-                with seeded(seed, problem.device):
-                    findings.append(Finding("reachable", *reachable(problem, draws)))
+                for name, look in (("layers", sites), ("reachable", lambda p: reachable(p, draws))):
+                    with seeded(seed, problem.device):
+                        findings.append(Finding(name, *_outcome(look, problem)))
     finally:
         problem._meters = meters
     return findings
+
+
+def _outcome(test: Callable[[RiskProblem], str | tuple[str, str]], problem: RiskProblem) -> tuple[str, str]:
+    """Level and message of a check; an error that says what to do is a finding."""
+    try:
+        found = test(problem)
+    except RiskError as error:
+        return "error", str(error)
+    return found if isinstance(found, tuple) else ("ok", found)
 
 
 def _seeding_device(problem: RiskProblem) -> torch.device:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
@@ -46,6 +47,7 @@ class PropagatedLaw:
     slices: Slices | None = None
 
 
+@checked()
 def propagate(
     problem: RiskProblem,
     family: str = "low_rank",
@@ -121,6 +123,7 @@ def propagate(
     )  # fmt: skip
 
 
+@checked()
 def propagated_log_prob(
     problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices", *, directions: int = 2
 ) -> Tensor:

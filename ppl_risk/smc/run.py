@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_risk.errors import RiskError
+from ppl_risk.arguments import checked, reals
+from ppl_risk.errors import ArgumentError, RiskError
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
 from ppl_risk.parallel import plan_units, run_units
@@ -29,6 +30,15 @@ LARGEST_ERROR = 0.5
 SMALLEST_ACCEPTANCE = 0.02
 
 
+def _guide(call: str, name: str, value: Any) -> Any:
+    if value is not None and not callable(getattr(value, "input_law", None)):
+        raise ArgumentError(
+            f"{call}: {name} must be a fitted guide, as fit_svi(problem).guide, got {type(value).__name__}."
+        )
+    return value
+
+
+@checked(levels=reals, guide=_guide)
 def run_smc(
     problem: RiskProblem,
     *,
