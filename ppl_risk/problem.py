@@ -21,7 +21,7 @@ from ppl_risk.metering import Metered, row_cost
 from ppl_risk.network import Visitor, eagerly, has_scripted, is_half, layers_to_cut, named_modules, own, uncompiled
 from ppl_risk.one_pass import gather, one_pass, refusal
 from ppl_risk.provenance import Provenance
-from ppl_risk.wrapped import modules_behind
+from ppl_risk.wrapped import roots
 
 #: What one batch may take for activations; the batch size follows from the bytes that one row was seen to need.
 BATCH_BYTES = 64 * 2**20
@@ -88,8 +88,7 @@ class RiskProblem(Metered):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Weights of network and detector."""
-        roots = [root for part in (self.network, self.detector) for root in modules_behind(part).values()]
-        yield from nn.ModuleList(roots).parameters()
+        yield from nn.ModuleList(roots(self.network, self.detector)).parameters()
 
     @cached_property
     def device(self) -> torch.device:

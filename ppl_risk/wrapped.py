@@ -45,6 +45,11 @@ def modules_behind(part: object) -> dict[str, nn.Module]:
     return {"": next(iter(found.values()))} if len(found) == 1 else found
 
 
+def roots(*parts: object) -> list[nn.Module]:
+    """The modules behind several callables, in order."""
+    return [module for part in parts for module in modules_behind(part).values()]
+
+
 def _held(part: Any, depth: int, seen: set[int]) -> Iterator[tuple[str, nn.Module]]:
     """Names and modules that a callable holds, in the order in which they are met."""
     if depth == 0 or id(part) in seen or isinstance(part, type | BuiltinFunctionType):

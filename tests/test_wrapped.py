@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from builders import first, standard
+from ppl_risk.preflight import check
 from ppl_risk.problem import RiskProblem
 from ppl_risk.wrapped import modules_behind
 
@@ -110,3 +111,10 @@ def test_a_double_network_behind_a_lambda_gives_its_type():
     problem = RiskProblem(lambda x: net(x), standard(3), first)
     assert problem.sample(2).dtype == torch.float64
     assert problem.margin(problem.sample(2)).shape == (2,)
+
+
+def test_weights_behind_a_lambda_are_checked():
+    net = nn.Linear(3, 1)
+    net.weight.data[0, 0] = float("nan")
+    problem = RiskProblem(lambda x: net(x).nan_to_num(), standard(3), first)
+    assert "NaN" in str(check(problem))
