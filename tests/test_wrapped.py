@@ -32,6 +32,7 @@ class Agent:
 
 
 policy = OTHER
+AGENT = Agent()
 
 
 def enclosed(net):
@@ -69,7 +70,7 @@ WRAPPED = {
     "forward": NET.forward,
     "method": Agent().act,
     "callable object": Agent(),
-    "attribute": lambda x, agent=Agent(): agent.policy(x),
+    "attribute": lambda x, agent=AGENT: agent.policy(x),
     "container": lambda x: NETS["a"](x),
 }
 
@@ -101,7 +102,9 @@ def test_a_part_of_a_network_is_that_network_s():
     assert list(modules_behind(lambda x: NET(x) + head.bias)) == [""]
 
 
-@pytest.mark.parametrize("plain", [len, torch.sin, lambda x: x.sum(-1), enclosed, functools.partial(torch.sum, dim=-1), Agent])
+@pytest.mark.parametrize(
+    "plain", [len, torch.sin, lambda x: x.sum(-1), enclosed, functools.partial(torch.sum, dim=-1), Agent]
+)
 def test_what_holds_no_network(plain):
     assert modules_behind(plain) == {}
 

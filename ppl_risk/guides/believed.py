@@ -75,5 +75,6 @@ def _transport(group: Group) -> Transport:
     except NoTransportError as error:
         raise RiskError(
             f"The guide's own tail needs the map from standard normals to its law of {', '.join(group.names)}, and none is known "
-            f"for {type(law).__name__}. Register one with ppl_risk.inputs.transport.part_of, or make the law of parts that have one."
+            f"for {type(law).__name__}. Register one with ppl_risk.inputs.transport.part_of, or build the law from parts that "
+            "have one."
         ) from error

@@ -64,7 +64,9 @@ def require_family(family: object) -> None:
         made = f"did you mean {family.__name__}()?" if hasattr(family, "bind") else "write for example MeanField()."
         raise RiskError(f"The family must be an object, got the class {family.__name__}: {made}")
     if isinstance(family, str):
-        raise RiskError(f"The family must be an object, got the text {family!r}: write for example ppl_risk.guides.MeanField().")
+        raise RiskError(
+            f"The family must be an object, got the text {family!r}: write for example ppl_risk.guides.MeanField()."
+        )
     if isinstance(family, nn.Module):
         raise RiskError(
             f"The family must be a description of a guide, got {type(family).__name__}, which is a guide or a network already: "

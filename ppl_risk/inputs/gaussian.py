@@ -41,7 +41,9 @@ def _(law: td.MultivariateNormal) -> Part:
 @part_of.register
 def _(law: td.LowRankMultivariateNormal) -> Part:
     if not bool((law.cov_diag >= 0).all() & law.cov_factor.isfinite().all()):
-        raise RiskError("LowRankMultivariateNormal needs a finite cov_factor and a cov_diag that is nowhere negative or NaN.")
+        raise RiskError(
+            "LowRankMultivariateNormal needs a finite cov_factor and a cov_diag that is nowhere negative or NaN."
+        )
     rank, spread = law.cov_factor.shape[-1], law.cov_diag.sqrt()
 
     def linear(u: Tensor) -> Tensor:

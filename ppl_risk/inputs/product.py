@@ -44,9 +44,7 @@ class Product(td.Distribution):
     arg_constraints: dict[str, Any] = {}  # noqa: RUF012 - the name and type are torch's
     support: Any = constraints.real_vector
 
-    def __init__(
-        self, laws: Mapping[str, td.Distribution] | Sequence[td.Distribution], *, apart: bool = False
-    ) -> None:
+    def __init__(self, laws: Mapping[str, td.Distribution] | Sequence[td.Distribution], *, apart: bool = False) -> None:
         self.apart, self.by_name = apart, isinstance(laws, Mapping)
         named = dict(laws) if isinstance(laws, Mapping) else {str(i): law for i, law in enumerate(laws)}
         if not named:
@@ -102,7 +100,9 @@ class Product(td.Distribution):
             part, event = torch.as_tensor(named[name]), law.event_shape
             lead = part.shape[: part.dim() - len(event)]
             if part.shape != lead + event:
-                raise RiskError(f'Part "{name}" of an input has shape {tuple(event)} behind the batch; got {tuple(part.shape)}.')
+                raise RiskError(
+                    f'Part "{name}" of an input has shape {tuple(event)} behind the batch; got {tuple(part.shape)}.'
+                )
             flat.append(part.reshape(*lead, event.numel()))
         if len({part.shape[:-1] for part in flat}) > 1:
             raise RiskError(f"The parts have different numbers of rows: {[tuple(p.shape[:-1]) for p in flat]}.")

@@ -66,7 +66,7 @@ def _log_lower(a: np.ndarray, b: np.ndarray, log_p: np.ndarray) -> tuple[np.ndar
     with np.errstate(divide="ignore", invalid="ignore"):
         x = special.betaincinv(a, b, np.exp(log_p))
         small = first * (1 + b) < 1e-6
-        log_x = np.where(small, log_first - np.log1p((1 - b) / (a + 1) * first) , np.log(x))
+        log_x = np.where(small, log_first - np.log1p((1 - b) / (a + 1) * first), np.log(x))
         return log_x, np.log1p(-np.where(small, first, x))
 
 

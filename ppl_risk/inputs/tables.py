@@ -123,9 +123,7 @@ def _made(family: Family, digits: bytes, count: int, tolerance: float, device: t
     return None
 
 
-def _polynomials(
-    family: Family, parameters: np.ndarray, knots: int, tolerance: float
-) -> tuple[np.ndarray, np.ndarray]:
+def _polynomials(family: Family, parameters: np.ndarray, knots: int, tolerance: float) -> tuple[np.ndarray, np.ndarray]:
     """Coefficients (laws, intervals, 6) with `knots` intervals a unit, and which laws they are good enough for."""
     u = np.linspace(-END, END, int(2 * END) * knots + 1)
     with np.errstate(all="ignore"):

@@ -68,9 +68,7 @@ class InputLaw:
         """(T(0), matrix) of a map that does not say that it is affine and is: a chain of normals in a Pyro program."""
         probes = self._probes()
         zero = torch.zeros_like(probes[:1])
-        a, b, both, origin = (
-            self._moved(u) for u in (probes[:1], probes[1:], probes.sum(0, keepdim=True), zero)
-        )
+        a, b, both, origin = (self._moved(u) for u in (probes[:1], probes[1:], probes.sum(0, keepdim=True), zero))
         scale = (a - origin).abs().max() + (b - origin).abs().max()
         if not bool((both - a - b + origin).abs().max() <= 1e-4 * scale):
             return None

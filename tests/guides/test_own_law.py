@@ -69,7 +69,12 @@ def problem():
     return RiskProblem(network, standard(4), lambda y: y[:, 1] - y[:, 0] - 1.0)
 
 
-LAWS = {"student 2.1": Student(2.1), "student 30": Student(30.0), "mixture": guides.Mixture(3), "full": guides.FullNormal()}
+LAWS = {
+    "student 2.1": Student(2.1),
+    "student 30": Student(30.0),
+    "mixture": guides.Mixture(3),
+    "full": guides.FullNormal(),
+}
 
 
 @pytest.mark.parametrize("law", LAWS)
@@ -136,6 +141,8 @@ def test_svi_says_where_all_families_are_one():
     estimate = fit_svi(plain, guides.MeanField(), steps=5, draws=100, progress=False)
     assert "only site" in estimate.remedy
     assert estimate.evidence["sites"] == 1
-    layered = fit_svi(RiskProblem(lambda x, n=nn.Linear(2, 1): n(x), standard(2), first), steps=5, draws=100, progress=False)
+    layer = nn.Linear(2, 1)
+    wrapped = RiskProblem(lambda x: layer(x), standard(2), first)
+    layered = fit_svi(wrapped, steps=5, draws=100, progress=False)
     assert "only site" not in layered.remedy
     assert layered.evidence["sites"] == 2

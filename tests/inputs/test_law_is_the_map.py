@@ -123,7 +123,11 @@ def _gaussians(t):
     given = td.MultivariateNormal(loc, scale_tril=t(tril))
     assert given.covariance_matrix.shape == (n, n)
     yield "factor", given, t(tril).double() @ t(tril).double().mT
-    yield "expanded", td.Independent(td.MultivariateNormal(loc, t(wide)).expand([2]), 1), torch.block_diag(*2 * [t(wide).double()])
+    yield (
+        "expanded",
+        td.Independent(td.MultivariateNormal(loc, t(wide)).expand([2]), 1),
+        torch.block_diag(*2 * [t(wide).double()]),
+    )
 
 
 @pytest.mark.parametrize("kind", TYPES)
