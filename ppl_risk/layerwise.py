@@ -19,7 +19,7 @@ from ppl_risk.activations import INPUT, ActivationModel
 from ppl_risk.arguments import checked
 from ppl_risk.crude_monte_carlo import counted, monte_carlo
 from ppl_risk.errors import RiskError
-from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, believed_problem
+from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, believed_problem, require_family
 from ppl_risk.guides import Network as NetworkGuide
 from ppl_risk.guides.believed import margin_of_values
 from ppl_risk.preflight import require_sound
@@ -81,6 +81,7 @@ def fit_layerwise(
         'MODEL_ONLY'
     """
     family = LowRank() if family is None else family
+    require_family(family)
     for name, value, known in (("fit", fit, FITS), ("tail", tail, TAILS)):
         if value not in known:
             raise RiskError(f"{name} must be one of {known}, got {value!r}.")

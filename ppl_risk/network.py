@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from ppl_risk.errors import UnknownNameError
+from ppl_risk.wrapped import modules_behind
 
 AFFINE = (nn.Linear, nn.Bilinear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d)
 #: What a visitor does with an output: it receives the site's name and value and returns the value to go on with. A reader does
@@ -60,15 +61,16 @@ def _is_compiled(module: nn.Module) -> bool:
 
 
 def named_modules(network: object, detector: object | None) -> dict[str, nn.Module]:
-    """Every module of network and detector that takes hooks, by the name that sites use."""
+    """Every module of network and detector that takes hooks, also of one wrapped in a function, by the name that sites use."""
     found: dict[str, nn.Module] = {}
     for prefix, part in (("", network), ("detector", detector)):
-        if isinstance(part, nn.Module):
-            while prefix and any(name.split(".")[0] == prefix for name in found):
-                prefix += "_"  # the network has a module of that name
-            for name, module in part.named_modules():
+        roots = modules_behind(part)
+        while prefix and roots and any(name.split(".")[0] == prefix for name in found):
+            prefix += "_"  # the network has a module of that name
+        for holder, root in roots.items():
+            for name, module in root.named_modules():
                 inside = [piece for piece in name.split(".") if piece != "_orig_mod"]
-                full = ".".join(filter(None, (prefix, *inside))) or "network"
+                full = ".".join(filter(None, (prefix, holder, *inside))) or "network"
                 if not is_scripted(module):
                     found[full] = uncompiled(module)
     return found

@@ -29,7 +29,9 @@ def posterior_of(problem: RiskProblem, x: Tensor, chains: int = CHAINS) -> dict[
     if left_out:
         reasons = "; ".join(f'"{name}" {why}' for name, why in left_out.items())
         warnings.warn(f"{problem.name}: the posterior holds no draws of these layers: {reasons}.", stacklevel=2)
-    return {name: to_chains(value, chains) for name, value in ({"x": x} | values | {"margin": margin}).items()}
+    # Parts of an input under their own names; a layer or the margin of the same name keeps it.
+    inputs = {f"x.{n}" if n in {*values, "margin"} else n: part for n, part in problem.unpack(x).items()}
+    return {name: to_chains(value, chains) for name, value in (inputs | values | {"margin": margin}).items()}
 
 
 def to_chains(value: Tensor, chains: int = CHAINS) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,13 +13,15 @@ from torch.distributions import Distribution, Independent
 
 from ppl_risk.arguments import checked, names, of_type
 from ppl_risk.errors import RiskError
-from ppl_risk.inputs import Transport, transport_of
+from ppl_risk.inputs import Product, Transport, transport_of
+from ppl_risk.inputs.given import law_of, require_arguments
 from ppl_risk.memory import Part, in_batches
 from ppl_risk.metering import Meter as Meter
 from ppl_risk.metering import Metered, row_cost
 from ppl_risk.network import Visitor, eagerly, has_scripted, is_half, layers_to_cut, named_modules, own, uncompiled
 from ppl_risk.one_pass import differentiate, gather, one_pass, refusal
 from ppl_risk.provenance import Provenance
+from ppl_risk.wrapped import roots
 
 #: What one batch may take for activations; the batch size follows from the bytes that one row was seen to need.
 BATCH_BYTES = 64 * 2**20
@@ -30,7 +32,9 @@ class RiskProblem(Metered):
 
     Args:
         network: (batch, *event) -> (batch, ...), any `nn.Module` or callable.
-        inputs: torch or Pyro distribution with batch_shape () and event_shape one input.
+        inputs: torch or Pyro distribution with batch_shape () and event_shape one input. Of a network of several arguments
+            a dict of laws, network(**parts), or a tuple of laws, network(*parts); inside, and in what `sample` gives, the
+            parts lie end to end in one vector, which `unpack` takes apart.
         detector: network output -> margin (batch,); None means that the output is the margin.
         name: for printing and for files.
         layers: dotted names of the modules whose outputs become sites; default every affine module. Modules of a
@@ -51,7 +55,7 @@ class RiskProblem(Metered):
     def __init__(
         self,
         network: Callable[..., object],
-        inputs: Distribution,
+        inputs: Distribution | Mapping[str, Distribution] | Sequence[Distribution],
         detector: Callable[..., object] | None = None,
         *,
         name: str = "",
@@ -61,18 +65,10 @@ class RiskProblem(Metered):
         for role, part in (("network", network), ("detector", detector)):
             if part is not None and not callable(part):
                 raise RiskError(f"The {role} must be callable, got {type(part).__name__}.")
-        if not isinstance(inputs, Distribution):
-            raise RiskError(
-                f"inputs must be a torch or Pyro distribution, got {type(inputs).__name__}. "
-                "For example: torch.distributions.Independent(torch.distributions.Normal(torch.zeros(64), 1.0), 1)."
-            )
-        if inputs.batch_shape != torch.Size():
-            raise RiskError(
-                f"inputs has batch shape {tuple(inputs.batch_shape)}: that is many laws, one input is wanted. "
-                f"Wrap it: torch.distributions.Independent(inputs, {len(inputs.batch_shape)})."
-            )
         self.network = uncompiled(network)
-        self.inputs = inputs
+        self.inputs = law_of(inputs)
+        if self.parts is not None:
+            require_arguments(self.network, self.parts)
         self.detector = uncompiled(detector)
         self.name = name or getattr(network, "__name__", type(network).__name__)
         self.provenance = provenance or Provenance()
@@ -92,9 +88,7 @@ class RiskProblem(Metered):
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Weights of network and detector."""
-        for part in (self.network, self.detector):
-            if isinstance(part, nn.Module):
-                yield from part.parameters()
+        yield from nn.ModuleList(roots(self.network, self.detector)).parameters()
 
     @cached_property
     def device(self) -> torch.device:
@@ -122,6 +116,19 @@ class RiskProblem(Metered):
     def transport(self) -> Transport:
         """The map from standard normals to inputs."""
         return transport_of(self.inputs)
+
+    @property
+    def parts(self) -> Product | None:
+        """The law of the inputs where the network takes it as several arguments."""
+        return self.inputs if isinstance(self.inputs, Product) and self.inputs.apart else None
+
+    def packed(self, x: Any) -> Tensor:
+        """Inputs (batch, *event); those of several parts may come as the dict or tuple that the network takes."""
+        return x if self.parts is None or isinstance(x, Tensor) else self._place(self.parts.pack(x))
+
+    def unpack(self, x: Tensor) -> dict[str, Tensor]:
+        """Inputs by part, each under its name; {"x": x} where there is one part."""
+        return {"x": x} if self.parts is None else self.parts.unpack(x)
 
     @property
     def _law_dtype(self) -> torch.dtype:
@@ -164,16 +171,17 @@ class RiskProblem(Metered):
 
     def output(self, x: Tensor) -> Any:
         """What the network returns; it reads a copy, so inputs stay as they were drawn whatever is done to them in place."""
+        args, named = ((own(x),), {}) if self.parts is None else self.parts.arguments(own(x))
         with eagerly(self.modules):
-            return self.network(own(x))
+            return self.network(*args, **named)
 
     def _answer(self, x: Tensor) -> Any:
         output = self.output(x)
         return output if self.detector is None else self.detector(output)
 
-    def margin(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def margin(self, x: Any) -> Float[Tensor, " batch"]:
         """Margins C(M(x)) (batch,) of inputs (batch, *event), in batches that fit; catastrophe where >= 0."""
-        margins = self.in_batches(x, self.run)
+        margins = self.in_batches(self.packed(x), self.run)
         return margins[0] if len(margins) == 1 else torch.cat(margins)
 
     def margin_of_normal(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:

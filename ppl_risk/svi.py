@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ppl_risk.activations import ActivationModel, check_batching
 from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
-from ppl_risk.guides import Family, Guide, LowRank, Network
+from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.importance.sampling import importance_sample, resample, verdict
 from ppl_risk.one_pass import differentiate
 from ppl_risk.posterior import posterior_of, to_chains
@@ -33,6 +33,12 @@ from ppl_risk.risk_estimate import RiskEstimate, Status
 
 #: Last share of the steps, at constant temperature and falling step size, on which convergence is judged.
 SETTLING = 0.3
+
+#: Said where a family of laws over layers was asked for and there are none.
+ONE_SITE = (
+    "No layers were found behind the network, so the input is the only site and all families are laws of the input alone: to "
+    "compare families pass the nn.Module itself, or an nn.Module whose forward calls it."
+)
 
 
 class Fit(NamedTuple):
@@ -84,6 +90,7 @@ def fit_svi(
         'SVI low-rank(8) + importance sampling'
     """
     family = LowRank() if family is None else family
+    require_family(family)
     if steps < 1 or particles < 1 or draws < 8 or pilot < 8:
         raise RiskError(
             f"At least 1 step, 1 particle, 8 draws and 8 pilot draws are needed, got steps={steps}, particles={particles}, "
@@ -104,6 +111,9 @@ def fit_svi(
     status, remedy = verdict(result)
     if not status.believable and status is not Status.NO_HITS and not fit.converged:
         status, remedy = Status.NOT_CONVERGED, "The ELBO was still moving: use more steps. " + remedy
+    sites = len(fit.guide.site_names())
+    if sites == 1 and family.coordinates == "activation":
+        remedy = f"{remedy} {ONE_SITE}".strip()
     rows = len(result.draws.u) // 4 * 4
     return RiskEstimate(
         method=f"SVI {family.label} + importance sampling",
@@ -113,7 +123,7 @@ def fit_svi(
         elbo=fit.elbo, guide=fit.guide,
         evidence={
             "k_hat": result.k_hat, "ess": result.ess, "hits": float(result.hits), "draws": float(draws),
-            "elbo_error": fit.elbo_error, "converged": float(fit.converged),
+            "elbo_error": fit.elbo_error, "converged": float(fit.converged), "sites": float(sites),
         },
         posterior=posterior,
         stats={"log_weight": to_chains(result.draws.log_weight[:rows]), "margin": to_chains(result.draws.margin[:rows])},
@@ -178,6 +188,8 @@ def optimise(
     The temperature goes from `start` to `temperature`, in units of the margin's spread. Parameters end at their average over
     the last half of the settling part (Polyak and Juditsky 1992, doi:10.1137/0330046).
     """
+    for group in guide.parts():
+        group.law.pathwise()  # a law without gradients says so, before Pyro does
     check_batching(model, guide.sample(5), model.margin_spread)
     elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=0)
     parameters = [p for p in guide.parameters() if p.requires_grad]

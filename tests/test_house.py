@@ -32,6 +32,7 @@ FLOORS = (
         "tracing",
         "weight_posterior",
         "weights",
+        "wrapped",
     },
     {"activations"},
     {"guides", "selection"},

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ppl_risk.network import is_scripted
 from ppl_risk.problem import RiskProblem
+from ppl_risk.wrapped import roots
 
 _RANDOM = ("Dropout", "Dropout1d", "Dropout2d", "Dropout3d", "AlphaDropout", "FeatureAlphaDropout", "RReLU")
 _BATCH_NORMS = ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm", "LazyBatchNorm1d", "LazyBatchNorm2d")
@@ -19,8 +20,7 @@ def tensors_of(problem: RiskProblem) -> dict[str, Tensor]:
     """Weights and buffers of network and detector by name."""
     return {
         name: t
-        for part in (problem.network, problem.detector)
-        if isinstance(part, nn.Module)
+        for part in roots(problem.network, problem.detector)
         for name, t in [*part.named_parameters(), *part.named_buffers()]
     }
 
@@ -91,8 +91,7 @@ def all_modules(problem: RiskProblem) -> dict[str, nn.Module]:
     """Every module, those of TorchScript too, which take no hooks."""
     scripted = {
         name or "network": module
-        for part in (problem.network, problem.detector)
-        if isinstance(part, nn.Module)
+        for part in roots(problem.network, problem.detector)
         for name, module in part.named_modules()
         if is_scripted(module)
     }
@@ -106,13 +105,12 @@ def _kind(module: nn.Module) -> str:
 def weights(problem: RiskProblem) -> Result:
     """Whether every weight is finite."""
     bad, total, first = 0, 0, ""
-    for part in (problem.network, problem.detector):
-        if isinstance(part, nn.Module):
-            for name, p in [*part.named_parameters(), *part.named_buffers()]:
-                total += p.numel()
-                p = p if p.layout is torch.strided else p.to_dense()
-                wrong = int((~torch.isfinite(p)).sum()) if p.is_floating_point() else 0
-                bad, first = bad + wrong, first or (name if wrong else "")
+    for part in roots(problem.network, problem.detector):
+        for name, p in [*part.named_parameters(), *part.named_buffers()]:
+            total += p.numel()
+            p = p if p.layout is torch.strided else p.to_dense()
+            wrong = int((~torch.isfinite(p)).sum()) if p.is_floating_point() else 0
+            bad, first = bad + wrong, first or (name if wrong else "")
     if bad:
         return "error", (
             f'{bad:,} of {total:,} weights are NaN or infinite (first: "{first}"). A NaN margin counts as no '
