@@ -131,7 +131,9 @@ class Memory:
         """Where each number of a node lies in its memory, of the node's shape."""
         tensor = self.real[node]
         if tensor.is_conj() or tensor.is_neg() or tensor.layout is not torch.strided:
-            raise RiskError(f"Step {node.name!r} shares memory, in a form that is not read here, with what is written in place.")
+            raise RiskError(
+                f"Step {node.name!r} shares memory, in a form that is not read here, with what is written in place."
+            )
         size = tensor.untyped_storage().nbytes() // tensor.element_size()
         return torch.arange(size).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
 

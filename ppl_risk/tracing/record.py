@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.fx import GraphModule
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.overrides import TorchFunctionMode
 
 from ppl_risk.errors import CallLimitError, RiskError
 from ppl_risk.problem import RiskProblem
@@ -42,6 +43,18 @@ def _site(value: Tensor, name: str) -> Tensor:
 @_site.register_fake
 def _(value: Tensor, name: str) -> Tensor:
     return torch.empty_like(value)
+
+
+class _DrawnNow(TorchFunctionMode):
+    """Numbers that a network draws from a seed of its own are constants of the record: drawn again they would be others."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in {"randn", "rand", "randint", "randperm", "normal"}:
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs or {})
+        return func(*args, **kwargs or {})
 
 
 def trace(problem: RiskProblem) -> Tape:
@@ -80,7 +93,11 @@ def _graph(problem: RiskProblem, x: Tensor) -> GraphModule:
     def mark(name: str, value: Tensor) -> Tensor:
         return torch.ops.ppl_risk.site(value, name)
 
-    return _in_words(problem, lambda: make_fx(lambda row: problem.run(row, mark), pre_dispatch=True)(x.clone()))
+    def record() -> GraphModule:
+        with _DrawnNow():
+            return make_fx(lambda row: problem.run(row, mark), pre_dispatch=True)(x.clone())
+
+    return _in_words(problem, record)
 
 
 def _tape(problem: RiskProblem, graph: GraphModule, x: Tensor) -> Tape | None:
@@ -91,8 +108,10 @@ def _in_words(problem: RiskProblem, work: Callable[[], T]) -> T:
     """`work`, whose failure is the network's and is said in words."""
     try:
         return work()
-    except CallLimitError:
-        raise
+    except RiskError as error:
+        if isinstance(error, CallLimitError) or str(error).startswith(problem.name):
+            raise
+        raise RiskError(f"{problem.name}: the network or its detector cannot be read step by step: {error}") from error
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).split("\n")[0][:200]
         raise RiskError(

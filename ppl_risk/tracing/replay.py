@@ -188,7 +188,9 @@ class Replay:
         target: Any = node.target
         name = plain_name(target._schema.name.split("::")[-1])
         targets, found = nodes_written(node), functional(target)
-        listed = any(isinstance(a, list | tuple) and set(targets) & set(a) for a in node.args if isinstance(a, list | tuple))
+        listed = any(
+            isinstance(a, list | tuple) and set(targets) & set(a) for a in node.args if isinstance(a, list | tuple)
+        )
         moved = torch.Tag.inplace_view in target.tags
         before = {n: _like_of(self.memory.real[n]) for n in targets}
         after: list[Any]

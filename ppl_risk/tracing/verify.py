@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.fx import GraphModule, Node
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppl_risk.errors import RiskError
 from ppl_risk.problem import BATCH_BYTES, RiskProblem
@@ -60,20 +62,24 @@ def same_record(name: str, first: GraphModule, second: GraphModule) -> None:
         where = f"(step {a.name!r}, after {after})"
         if a.op == "get_attr" and b.op == "get_attr":
             one, other = (attribute_of(g, n) for g, n in ((first, a), (second, b)))
-            if one is not other and not _equal(one, other):
+            if isinstance(one, Tensor) and one is not other and not _equal(one, other):
                 raise RiskError(
                     f"{name}: A number that the network computes from its input is hidden from the record {where}: NumPy, .tolist(), "
                     f"torch.func or gradients inside forward. {INSTEAD}"
                 )
         elif "resolve_neg" in str(a.target) and not a.users and _from_input(a):
-            raise RiskError(f"{name}: The network hands numbers to NumPy or to a list {where}, where no record follows. {INSTEAD}")
+            raise RiskError(
+                f"{name}: The network hands numbers to NumPy or to a list {where}, where no record follows. {INSTEAD}"
+            )
         elif a.op != b.op or a.target != b.target or not _alike(a, b, known):
             raise RiskError(
                 f"{name}: The network does not do the same with every row: two rows of the input law part at {_what(a)} and {_what(b)} "
                 f"{where}. A branch on a value, or a number that left torch, does this. {INSTEAD}"
             )
     if len(first.graph.nodes) != len(second.graph.nodes):
-        raise RiskError(f"{name}: The network does not do the same with every row: two rows pass through different steps. {INSTEAD}")
+        raise RiskError(
+            f"{name}: The network does not do the same with every row: two rows pass through different steps. {INSTEAD}"
+        )
 
 
 def hold(problem: RiskProblem, tape: Tape, x: Tensor, wide: Tensor, again: Callable[[Tensor], Tape | None]) -> None:
@@ -111,7 +117,17 @@ def hold(problem: RiskProblem, tape: Tape, x: Tensor, wide: Tensor, again: Calla
 @torch.no_grad()
 def margins(problem: RiskProblem, x: Tensor) -> Float[Tensor, " rows"]:
     """The network's margins of x (rows, *event), which it may change in place."""
-    return torch.cat([problem.run(part.clone()) for part in x.split(BATCH)])
+    found = []
+    for part in x.split(BATCH):
+        margin = problem.run(part.clone())
+        if not isinstance(margin, Tensor) or margin.numel() != len(part):
+            what = f"shape {tuple(margin.shape)}" if isinstance(margin, Tensor) else type(margin).__name__
+            raise RiskError(
+                f"{problem.name}: network and detector returned {what} for {len(part)} inputs; one margin per row is wanted, of "
+                f"shape ({len(part)},)."
+            )
+        found.append(margin.reshape(-1))
+    return torch.cat(found)
 
 
 def native(step: Step) -> Callable[..., Tensor]:
@@ -125,14 +141,15 @@ def in_double(step: Step) -> Callable[..., Tensor]:
 
 
 @torch.no_grad()
-def run(tape: Tape, x: Shaped[Tensor, "rows *event"], how: Callable[[Step], Callable[..., Tensor]]) -> Float[Tensor, " rows"]:
+def run(
+    tape: Tape, x: Shaped[Tensor, rows * event], how: Callable[[Step], Callable[..., Tensor]]
+) -> Float[Tensor, " rows"]:
     """The last step on every row."""
     if how is in_double and x.is_floating_point():
         x = x.double()
     per_row = 8 * sum(step.size for step in tape.steps)
     found = []
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _without_a_word(), sdpa_kernel(SDPBackend.MATH):
         for part in x.split(max(1, BATCH_BYTES // per_row)):
             value = part.reshape(len(part), *tape.steps[0].shape)
             try:
@@ -144,13 +161,31 @@ def run(tape: Tape, x: Shaped[Tensor, "rows *event"], how: Callable[[Step], Call
     return torch.cat(found)
 
 
+@contextmanager
+def _without_a_word() -> Iterator[None]:
+    """Operators that go row by row under vmap warn that they are slow; here that does not matter."""
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+
+
 def _alone(tape: Tape, row: Tensor, how: Callable[[Step], Callable[..., Tensor]]) -> Tensor:
     *_, (_, value) = tape.values(row.reshape(tape.steps[0].shape), how)
     return value.reshape(-1)[0]
 
 
 def _explain(
-    problem: RiskProblem, tape: Tape, rows: Tensor, seen: Tensor, off: Tensor, scale: float, again: Callable[[Tensor], Tape | None]
+    problem: RiskProblem,
+    tape: Tape,
+    rows: Tensor,
+    seen: Tensor,
+    off: Tensor,
+    scale: float,
+    again: Callable[[Tensor], Tape | None],
 ) -> None:
     """Say why rows differ; return where only rounding does."""
     places = off.nonzero().flatten()
@@ -171,7 +206,7 @@ def _explain(
         worst = int(places[0])
         raise RiskError(
             f"{problem.name}: the rows of a batch influence each other: the margin of a row alone is not its margin among "
-            others (row {worst}: {float(margins(problem, rows[worst : worst + 1])):.6g} against {float(seen[worst]):.6g}). Use "
+            f"others (row {worst}: {float(margins(problem, rows[worst : worst + 1])):.6g} against {float(seen[worst]):.6g}). Use "
             "operations along dim >= 1 only; network.eval() if it has batch normalisation."
         )
 
@@ -188,7 +223,9 @@ def _first_difference(tape: Tape, other: Tape | None, row: Tensor) -> str:
         for (step, value), twin in zip(mine, other.steps, strict=False):
             if (step.op, step.parents, step.shape) != (twin.op, twin.parents, twin.shape):
                 return f'The first step that differs is {step.name!r}: "{step.op}" recorded, "{twin.op}" on that row.'
-            if not bool(_same(value, values[twin.name], 1e-6 * value.abs() if value.is_floating_point() else 0.0).all()):
+            if not bool(
+                _same(value, values[twin.name], 1e-6 * value.abs() if value.is_floating_point() else 0.0).all()
+            ):
                 return f'The first step that differs is {step.name!r} ("{step.op}"): a constant in it depends on the input.'
     return "No recorded step differs, so something else does: memory that the record does not see, or a state of the network."
 
