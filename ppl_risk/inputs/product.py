@@ -6,7 +6,7 @@ its own block of normals.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import reduce
 from typing import Any
 
@@ -86,13 +86,23 @@ def _(law: Product) -> Part:
     parts = [(one.event_shape, part_of(one)) for one in law.laws.values()]
     sizes = [part.normals.numel() for _, part in parts]
 
-    def push(u: Tensor) -> Tensor:
+    def push(maps: Sequence[Callable[[Tensor], Tensor]], u: Tensor, kind: torch.dtype) -> Tensor:
         lead, blocks = u.shape[:-1], u.split(sizes, -1)
         values = [
-            part.map(block.reshape(lead + part.normals)).reshape(*lead, event.numel()).to(law.dtype)
-            for block, (event, part) in zip(blocks, parts, strict=True)
+            map_(block.reshape(lead + part.normals)).reshape(*lead, event.numel()).to(kind)
+            for map_, block, (event, part) in zip(maps, blocks, parts, strict=True)
         ]
         return torch.cat(values, -1)
 
+    def kind_of(u: Tensor) -> torch.dtype:
+        return torch.promote_types(law.dtype, u.dtype) if law.dtype.is_floating_point else law.dtype
+
+    maps, linear = [part.map for _, part in parts], [part.linear for _, part in parts if part.linear is not None]
     marks = torch.cat([part.marks().reshape(-1) for _, part in parts])
-    return Part(torch.Size([sum(sizes)]), push, marks)
+    return Part(
+        torch.Size([sum(sizes)]),
+        lambda u: push(maps, u, kind_of(u)),
+        marks,
+        (lambda u: push(linear, u, kind_of(u))) if len(linear) == len(parts) else None,
+        all(part.monotone() for _, part in parts),
+    )
