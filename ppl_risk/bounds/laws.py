@@ -91,28 +91,28 @@ def ends(map_: Callable[[Tensor], Tensor], radii: Float[Tensor, " r"], dimension
     return torch.minimum(low, high), torch.maximum(low, high)
 
 
-def support_of(law: td.Distribution) -> tuple[Tensor, Tensor] | None:
-    """Least and largest values of each input number, flat; None where a law is not known to be bounded.
+def support_of(law: td.Distribution) -> tuple[Tensor, Tensor]:
+    """Least and largest values of each input number, flat; infinite where a law is not known to be bounded.
 
     Example:
         >>> [end.tolist() for end in support_of(td.Independent(td.Uniform(torch.zeros(2), 1.0), 1))]
         [[0.0, 0.0], [1.0, 1.0]]
     """
+    infinite = torch.full(((law.batch_shape + law.event_shape).numel(),), math.inf, dtype=torch.float64)
     if isinstance(law, td.Independent):
         return support_of(law.base_dist)
     if isinstance(law, Product):
-        found = [support_of(one) for one in law.laws.values()]
-        known = [ends for ends in found if ends is not None]
-        if len(known) < len(found):
-            return None
-        low, high = (torch.cat(side) for side in zip(*known, strict=True))
+        low, high = (torch.cat(side) for side in zip(*map(support_of, law.laws.values()), strict=True))
         return low, high
     if law.event_shape != torch.Size() or isinstance(law, td.TransformedDistribution):
-        return None
-    support = law.support
+        return -infinite, infinite
+    try:
+        support = law.support
+    except (NotImplementedError, AttributeError):
+        return -infinite, infinite
     if support is constraints.boolean:
         limits = (0.0, 1.0)
     else:
         limits = (getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf))
     low, high = (torch.as_tensor(end).double().expand(law.batch_shape).flatten() for end in limits)
-    return (low, high) if bool(low.isfinite().all() & high.isfinite().all()) else None
+    return low, high
