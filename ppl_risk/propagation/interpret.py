@@ -181,7 +181,7 @@ def _max_pool(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.
 
 
 def _windows_apart(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.Size]) -> None:
-    """Windows that stick out at the edge: what they read is listed; a place outside repeats one inside, which changes no largest."""
+    """Windows that stick out at the edge: a place outside repeats one inside, which changes no largest."""
     parent = step.parents[0]
     shape = shapes[parent]
     count = shape[-2] * shape[-1]

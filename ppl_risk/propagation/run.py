@@ -199,7 +199,9 @@ def _read(made: Propagator, readout: str, directions: int) -> tuple[PropagatedLa
     slices = slices_along(made, direction[:, None], distance)
     if readout == "skewed":
         slices = skewed(made, slices)
-    across = second_direction(slices) if directions == 2 and readout == "slices" else None
+    # Where nothing bends, the law within a slice is Gaussian and a second direction has nothing to add.
+    more = directions == 2 and readout == "slices" and not made.exact
+    across = second_direction(slices) if more else None
     if across is not None:
         slices = slices_along(made, torch.stack([direction, across], 1), distance, slices.axes[0])
     return replace(law, slices=slices), float(slices.log_prob())
