@@ -25,6 +25,7 @@ FLOORS = (
         "problem",
         "provenance",
         "risk_estimate",
+        "saturation",
         "storage",
         "parallel",
         "preflight",
