@@ -30,6 +30,8 @@ from ppl_risk.randomness import seeded
 
 INPUT = "input"
 COORDINATES = ("activation", "noise")
+#: What an infinite margin stands for in the smoothed event, in spreads of the margin.
+INFINITE = 100.0
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,7 @@ class ActivationModel:
         with seeded(seed, problem.device):
             u = torch.randn(pilot, problem.transport.dimension, device=problem.device)
             values, margin = problem.activations(problem.from_normal(u))
-        wrong = int((~torch.isfinite(margin)).sum())
-        if wrong:
+        if wrong := int(torch.isnan(margin).sum()):
             raise PreflightError(undefined_margins(wrong, pilot))
         for name, value in values.items():
             if value.shape[0] != pilot:
@@ -96,7 +97,8 @@ class ActivationModel:
                     "row: leave the layer out of layers=[...]."
                 )
         self.pilot: dict[str, Tensor] = {INPUT: u} | values
-        self.margin_spread = float(margin.std())
+        finite = margin[torch.isfinite(margin)]
+        self.margin_spread = float(finite.std()) if len(finite) > 1 else 1.0
         self.sigma = {name: resolution * _rms_spread(value) for name, value in values.items()}
         self.sites = self._sites(values)
 
@@ -125,7 +127,9 @@ class ActivationModel:
         margin = self.problem.run(x.reshape(-1, *self.problem.transport.event_shape), self._visitor(lead)).reshape(lead)
         pyro.deterministic("margin", margin, event_dim=0)
         if temperature > 0:
-            pyro.factor("catastrophe", torch.nn.functional.logsigmoid(margin / temperature))
+            # An infinite margin has a side and no slope.
+            sided = torch.where(margin.isinf(), margin.sign() * INFINITE * self.margin_spread, margin)
+            pyro.factor("catastrophe", torch.nn.functional.logsigmoid(sided / temperature))
         return margin
 
     def _visitor(self, lead: torch.Size) -> Callable[[str, Tensor], Tensor] | None:

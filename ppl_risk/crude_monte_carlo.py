@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.posterior import posterior_of
-from ppl_risk.preflight import require_sound
+from ppl_risk.preflight import require_sound, unchanged
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
@@ -46,7 +46,7 @@ def monte_carlo(
     if calls < 1:
         raise RiskError(f"calls must be at least 1, got {calls}.")
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem)
     hits, margins, caught, caught_count = 0, [], [], 0
     batches = [problem.batch_size] * (calls // problem.batch_size)
     batches += [rest] if (rest := calls % problem.batch_size) else []
@@ -67,11 +67,12 @@ def monte_carlo(
                 margins.append(margin.cpu().numpy())
             bar.update(rows)
         posterior = posterior_of(problem, torch.cat(caught)) if caught else {}
-    return RiskEstimate(
+    estimate = RiskEstimate(
         method="Monte Carlo", **counted(hits, calls), **problem.cost(meter), seconds=time.perf_counter() - started,
         seed=seed, problem=problem.name, posterior=posterior, survival=survival_of(np.concatenate(margins)),
         settings={"calls": calls},
     )  # fmt: skip
+    return unchanged(estimate, problem, first_look)
 
 
 def counted(hits: int, calls: int) -> dict[str, Any]:

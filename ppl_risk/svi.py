@@ -20,11 +20,11 @@ from pyro.optim.clipped_adam import ClippedAdam
 from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel, check_batching
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.guides import Family, Guide, LowRank, Network
-from ppl_risk.importance.sampling import importance_sample, resample, verdict
+from ppl_risk.importance.sampling import carried, importance_sample, resample, verdict
 from ppl_risk.posterior import posterior_of, to_chains
-from ppl_risk.preflight import require_sound
+from ppl_risk.preflight import require_sound, unchanged
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.risk_estimate import RiskEstimate, Status
@@ -72,7 +72,7 @@ def fit_svi(
         the corrected estimate; `.elbo`, `.guide`, `.posterior` beside it.
 
     Raises:
-        PreflightError: the problem is not sound.
+        PreflightError: the problem is not sound, its margin has no gradient, or a margin met while fitting is NaN.
         NoTransportError: the input law has no map from standard normals.
 
     Example:
@@ -87,7 +87,7 @@ def fit_svi(
             f"draws={draws}, pilot={pilot}."
         )
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem, slope=True)
     fit_seed, draw_seed = child_seeds(seed, 2)
     with problem.metered() as meter:
         fit = fit_guide(
@@ -101,10 +101,13 @@ def fit_svi(
     status, remedy = verdict(result)
     if not status.believable and status is not Status.NO_HITS and not fit.converged:
         status, remedy = Status.NOT_CONVERGED, "The ELBO was still moving: use more steps. " + remedy
+    number = {"log_prob": result.log_prob, "std_error": result.std_error}
+    if not status.believable:
+        number = carried(result.log_prob, result.std_error, result.k_hat, result.ess)
     rows = len(result.draws.u) // 4 * 4
-    return RiskEstimate(
+    estimate = RiskEstimate(
         method=f"SVI {family.label} + importance sampling",
-        log_prob=result.log_prob, std_error=result.std_error, status=status, remedy=remedy,
+        status=status, remedy=remedy, **number,
         **problem.cost(meter),
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         elbo=fit.elbo, guide=fit.guide,
@@ -120,6 +123,7 @@ def fit_svi(
             "learning_rate": learning_rate, "temperature": temperature, "pilot": pilot,
         },
     )  # fmt: skip
+    return unchanged(estimate, problem, first_look)
 
 
 def fit_guide(
@@ -195,6 +199,7 @@ def optimise(
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         norms[step] = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         if not math.isfinite(losses[step]) or not math.isfinite(norms[step]):
+            _refuse_undefined(model, guide)
             continue  # such a step is left out, and tells the convergence check
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -211,6 +216,17 @@ def optimise(
             for total, parameter in zip(average, parameters, strict=True):
                 parameter.copy_(total)
     return Fit(guide, losses, norms, *_settled(losses))
+
+
+def _refuse_undefined(model: ActivationModel, guide: Guide) -> None:
+    """Where a step failed: margins that are NaN are the problem's fault, and no further step mends them.
+
+    Raises:
+        PreflightError: the margin is NaN at some of 64 draws of the guide.
+    """
+    margin = model.problem.margin_of_normal(guide.sample(64)["input"].detach())
+    if wrong := int(torch.isnan(margin).sum()):
+        raise PreflightError(f"Fitting met margins that are NaN: {undefined_margins(wrong, 64)}")
 
 
 def _temperatures(steps: int, spread: float, start: float, final: float) -> Iterator[float]:

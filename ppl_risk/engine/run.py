@@ -24,16 +24,16 @@ from ppl_risk.engine import climbs as second
 from ppl_risk.engine.adapt import Round, adapt, log_tilt
 from ppl_risk.engine.explore import Pilot, first_evidence, search, search_rays
 from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, name_of, posterior_rows, weigh
-from ppl_risk.engine.verdict import better_route, compare_routes, verdict
+from ppl_risk.engine.verdict import better_route, compare_routes, smc_alone, verdict
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.identity import fingerprint
 from ppl_risk.importance.gated import Points
 from ppl_risk.importance.mixture import Mixture
-from ppl_risk.importance.sampling import SMALLEST_ESS
+from ppl_risk.importance.sampling import SMALLEST_ESS, carried
 from ppl_risk.parallel import chunks, plan_units, run_units
 from ppl_risk.parallel.plan import unmetered
 from ppl_risk.posterior import posterior_of, to_chains
-from ppl_risk.preflight import PREFLIGHT_CALLS, require_sound
+from ppl_risk.preflight import require_sound, unchanged
 from ppl_risk.problem import Meter, RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
@@ -68,7 +68,7 @@ def estimate(
 
     Args:
         problem: the problem.
-        max_calls: forward and gradient calls together, preflight and posterior included; never exceeded.
+        max_calls: forward and gradient calls together, preflight, last look and posterior included; never exceeded.
         target_cv: relative standard error at which to stop earlier; None spends all calls.
         posterior_draws: rows given catastrophe, at most a fiftieth of the calls.
         engine: None, or a dask client or scheduler address that runs the SMC runs and the chunks of draws, with the same answer.
@@ -90,18 +90,19 @@ def estimate(
     if target_cv is not None and not target_cv > 0:
         raise RiskError(f"target_cv is a relative standard error and must be positive, got {target_cv}.")
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem)
     bar = tqdm(total=max_calls, disable=not progress, desc="estimate", unit="call", unit_scale=True)
     with problem.metered(max_calls) as meter, torch.no_grad(), bar:
-        meter.forward_calls += PREFLIGHT_CALLS
+        meter.forward_calls += first_look.calls + len(first_look.rows)
         # Taken whether or not a key is read: the answer must not depend on who does the work.
         meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
         fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units).run()
-    return RiskEstimate(
+    made = RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         settings={"max_calls": max_calls, "target_cv": target_cv},
     )  # fmt: skip
+    return unchanged(made, problem, first_look)
 
 
 class _Engine:
@@ -157,7 +158,12 @@ class _Engine:
         final = Points.of(climbs.final)
         agreement = compare_routes(weights, climbs, plan["particles"], -log_tilt(mixture, final, mixture.shares))
         status, remedy = verdict(weights, climbs, agreement, _bound(pilot))
-        answer = better_route(weights, climbs)
+        pilot_hits = int((pilot.margin >= 0).sum()), len(pilot.u)
+        if status is Status.NO_HITS and pilot_hits[0]:
+            return {"method": "plain Monte Carlo (nothing else met the event again)", **counted(*pilot_hits)}
+        answer = better_route(weights, climbs) if weights.hits else smc_alone(weights, climbs)
+        if answer is weights and not status.believable:
+            answer = weights._replace(**carried(weights.log_prob, weights.std_error, weights.k_hat, weights.ess))
         posterior = {}
         if weights.hits and self.rows >= 4:
             rows = posterior_rows(results, self.rows)
@@ -166,7 +172,7 @@ class _Engine:
         self.say("done")
         whole = weights.draws // 4 * 4
         return {
-            "method": METHOD if answer is weights else "SMC, its importance weights being too uneven",
+            "method": _method(weights, answer),
             "log_prob": answer.log_prob, "std_error": answer.std_error, "status": status, "remedy": remedy,
             "evidence": {
                 "k_hat": weights.k_hat, "ess": weights.ess, "hits": float(weights.hits), "draws": float(weights.draws),
@@ -177,7 +183,7 @@ class _Engine:
             "posterior": posterior,
             "stats": {"log_weight": to_chains(weights.log_weight[:whole]), "margin": to_chains(weights.margin[:whole])},
             "history": {"rounds": {name: np.array([getattr(r, name) for r in rounds]) for name in Round._fields}},
-            "hits": (int((pilot.margin >= 0).sum()), len(pilot.u)) if status is Status.NO_HITS else None,
+            "hits": pilot_hits if status is Status.NO_HITS else None,
         }  # fmt: skip
 
     def draw_prior(self, draws: int) -> Pilot:
@@ -225,16 +231,24 @@ class _Engine:
 
     def nothing(self, pilot: Pilot, climbs: second.Climbs) -> dict[str, Any]:
         """Neither route met the event."""
+        flat = f", and every margin met is {float(pilot.margin[0]):.3g}, so nothing led anywhere" if climbs.values == 1 else ""
         hits = int((pilot.margin >= 0).sum()), len(pilot.u)
         return {
             "method": METHOD, "log_prob": math.nan, "std_error": math.nan,
             "status": Status.NO_HITS, "hits": hits,
             "remedy": (
-                "Neither searches nor SMC met a catastrophe: it cannot be reached under this input law, or max_calls is too "
+                f"Neither searches nor SMC met a catastrophe{flat}: it cannot be reached under this input law, or max_calls is too "
                 f"small. Only P < {_bound(pilot)} is known, from the prior's draws."
             ),
             "evidence": {"smc_runs": float(climbs.finished), "best_pilot_margin": float(pilot.margin.max())},
         }  # fmt: skip
+
+
+def _method(weights: Weights, answer: Weights) -> str:
+    if not weights.hits:
+        return "SMC alone" if math.isfinite(answer.log_prob) else METHOD
+    of_weights = answer.log_prob == weights.log_prob or math.isnan(answer.log_prob)
+    return METHOD if of_weights else "SMC, its importance weights being too uneven"
 
 
 def _bound(pilot: Pilot) -> str:

@@ -8,6 +8,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 
+from ppl_risk.preflight.margins import not_real
 from ppl_risk.problem import RiskProblem
 
 TOLERANCE = 1e-4  # relative to the spread of the margins; batched and single products differ in the last bits
@@ -110,15 +111,7 @@ def _shape_fault(problem: RiskProblem, x: Tensor) -> str:
             f"{name} returned shape {tuple(margin.shape)} for {rows} inputs; it must return one margin per row, "
             f"shape ({rows},). {hint}"
         )
-    if margin.dtype is torch.bool:
-        return (
-            f"{name} returned booleans. A margin is wanted, real-valued and >= 0 where the catastrophe happens: levels and "
-            "gradients have nothing to climb on otherwise. Return e.g. score - threshold, or .float() - 0.5 for "
-            "plain Monte Carlo."
-        )
-    if not margin.is_floating_point():
-        return f"{name} returned {margin.dtype}; return a floating margin, e.g. margin.float()."
-    return ""
+    return not_real(name, margin)
 
 
 def _memory(problem: RiskProblem) -> Result:
@@ -155,11 +148,16 @@ def _outputs(problem: RiskProblem) -> Result:
         for handle in handles:
             handle.remove()
     wrong = int((~torch.isfinite(margin)).sum())
-    if wrong:
+    if bool(torch.isnan(margin).any()) or wrong == len(margin):
         where = f' The first module to return one is "{culprit[0]}".' if culprit else ""
         return "error", (
             f"{wrong} of 64 margins are NaN or infinite.{where} A NaN margin counts as no catastrophe, so any probability "
             "would be wrong. Look for log(0), division by zero or overflow there."
+        )
+    if wrong:
+        return "note", (
+            f"{wrong} of 64 margins are infinite: +inf counts as a catastrophe and -inf as none. If that is overflow, or the "
+            "logarithm of a rounded 0, clamp the score."
         )
     return "64 margins, all finite"
 

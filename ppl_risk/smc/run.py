@@ -16,17 +16,19 @@ from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
 from ppl_risk.parallel import plan_units, run_units
 from ppl_risk.posterior import posterior_of
-from ppl_risk.preflight import require_sound
+from ppl_risk.preflight import require_sound, unchanged
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
-from ppl_risk.smc.levels import Level, Run
+from ppl_risk.smc.levels import FLAT, Level, Run
 from ppl_risk.smc.moves import MOVES
 from ppl_risk.smc.units import climb, run_of, start_of
 
 #: Relative spread of the mean of the runs above which they are said to disagree.
 LARGEST_ERROR = 0.5
 SMALLEST_ACCEPTANCE = 0.02
+#: Different particles below which a level where margins tie rests on luck; such runs are low together.
+FEWEST_SURVIVORS = 5
 
 
 def run_smc(
@@ -78,7 +80,7 @@ def run_smc(
             f"At least 2 runs of 20 particles are needed for an interval, got runs={runs}, particles={particles}."
         )
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem)
     with problem.metered() as meter:
         may_switch = moves is None
         moves = moves or ("gradient" if has_gradient(problem) else "pcn")
@@ -106,8 +108,8 @@ def run_smc(
     history = _history([r.levels for r in results])
     first = _first_draws(results, round(float(proposal.shares[0]) * particles))
     bound = decades(clopper_pearson(*first, 0.9)[1] / LOG10)
-    status, remedy = _verdict(results, std_error, history["acceptance"], bound, max_levels)
-    return RiskEstimate(
+    status, remedy = _verdict(results, std_error, history, bound, max_levels, may_switch)
+    estimate = RiskEstimate(
         method=f"SMC {moves}" + (" from a guide" if guide is not None else ""),
         log_prob=log_prob, std_error=std_error, status=status, remedy=remedy, dof=runs - 1.0,
         **problem.cost(meter),
@@ -121,6 +123,7 @@ def run_smc(
         posterior=posterior, history={"smc_history": history}, survival=_survival(results),
         settings={"particles": particles, "runs": runs, "keep": keep, "moves": moves, "guide": guide is not None},
     )  # fmt: skip
+    return unchanged(estimate, problem, first_look)
 
 
 def has_gradient(problem: RiskProblem) -> bool:
@@ -160,9 +163,10 @@ def _first_draws(results: list[Run], prior_rows: int) -> tuple[int, int]:
 
 
 def _verdict(
-    results: list[Run], std_error: float, acceptance: np.ndarray, bound: str, max_levels: int
+    results: list[Run], std_error: float, history: dict[str, np.ndarray], bound: str, max_levels: int, may_switch: bool
 ) -> tuple[Status, str]:
     reached = sum(math.isfinite(r.log_prob) for r in results)
+    values = np.unique(np.concatenate([margin.cpu().numpy() for r in results for _, margin, _ in r.survival]))
     if reached == 0:
         best = max(r.best_margin for r in results)
         if max(len(r.levels) for r in results) >= max_levels:
@@ -170,16 +174,36 @@ def _verdict(
                 f"After {max_levels} levels the particles were still rising, at margin {best:.3g}; catastrophe is >= 0. Only "
                 f"P < {bound} is known, from the first draws. Raise max_levels."
             )
+        if len(values) == 1:
+            return Status.NO_HITS, (
+                f"Every particle stayed at margin {best:.3g}: there is nothing for particles to rise by. Only P < {bound} is known, from the "
+                "first draws. Return a margin that grows towards the catastrophe, e.g. score - threshold."
+            )
         return Status.NO_HITS, (
             f"The particles stopped at margin {best:.3g}, catastrophe is >= 0: it cannot be reached under this input law, or "
             f"the search is stuck. Only P < {bound} is known, from the first draws. Raise particles."
+        )
+    if len(values) <= 2:
+        return Status.DEGENERATE, (
+            f"The margin takes {len(values)} values, so there are no levels between and SMC only counts. Return score - threshold, or "
+            "use ppl_risk.monte_carlo."
         )
     if reached < len(results) or not std_error <= LARGEST_ERROR:
         return Status.RUNS_DISAGREE, (
             f"{reached} of {len(results)} runs reached the event, relative error {std_error:.2f}. Use more particles, or start "
             "from a guide: run_smc(problem, guide=fit_svi(problem).guide)."
         )
-    if float(np.nanmin(np.append(acceptance, 1.0))) < SMALLEST_ACCEPTANCE:
+    survivors = float(np.nanmin(np.append(history["survivors"], np.inf)))
+    if survivors < FEWEST_SURVIVORS:
+        return Status.DEGENERATE, (
+            f"Margins tie (a step, a rounding, a flag, a saturated sigmoid): {survivors:.0f} particles carried a level. Return what is in "
+            "front of the step or the last sigmoid, or use more particles."
+        )
+    # "gradient" asked for by name stays though the slope ends: between clamped and sloping parts hardly a particle then moves.
+    flat = history["flat"][np.isfinite(history["flat"])]
+    if not may_switch and bool(((flat > FLAT) & (flat < 1)).any()):
+        return Status.DEGENERATE, "The margin has no slope on a part of the way. Leave `moves` to its default, or use moves='pcn'."
+    if float(np.nanmin(np.append(history["acceptance"], 1.0))) < SMALLEST_ACCEPTANCE:
         return Status.DEGENERATE, "Hardly a move was accepted at some level. Use more particles or moves='gradient'."
     return Status.OK, ""
 
@@ -202,7 +226,13 @@ def _weighted_median(value: Tensor, log_weight: Tensor) -> float:
 def _survival(results: list[Run], points: int = 80) -> tuple[np.ndarray, np.ndarray]:
     """log Pr[margin > t] on a common grid: per run from the level below t, averaged over the runs that got that far."""
     low = float(np.median([_weighted_median(*r.survival[0][1:]) for r in results]))
-    grid = np.linspace(low, max(r.best_margin for r in results), points)
+    known = torch.cat([margin for r in results for _, margin, _ in r.survival])
+    known = known[torch.isfinite(known)]
+    if not len(known):
+        return np.zeros(0), np.zeros(0)
+    high = max(r.best_margin for r in results)
+    low, high = (bound if math.isfinite(bound) else float(end) for bound, end in ((low, known.min()), (high, known.max())))
+    grid = np.linspace(low, high, points)
     curves = np.full((len(results), points), -np.inf)
     for row, run in enumerate(results):
         starts = [-np.inf] + [level.threshold for level in run.levels]

@@ -1,0 +1,68 @@
+"""A last look: the rows that preflight ran first are run once more when a method is done.
+
+A network that counts its calls, warms up or adapts answers otherwise at the end than at the start. Nothing can tell beforehand,
+and every number then mixes two networks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ppl_risk.preflight.checks import TOLERANCE
+from ppl_risk.problem import RiskProblem
+from ppl_risk.risk_estimate import RiskEstimate, Status
+
+
+class FirstLook(NamedTuple):
+    """What preflight saw first: rows (n, *event), their margins (n,), and the calls that preflight took."""
+
+    rows: Tensor
+    margin: Tensor
+    calls: int
+
+
+@contextmanager
+def unseen_by_meters(problem: RiskProblem) -> Iterator[None]:
+    """Calls inside the block are booked nowhere."""
+    meters, problem._meters = problem._meters, []
+    try:
+        yield
+    finally:
+        problem._meters = meters
+
+
+def unchanged(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook) -> RiskEstimate:
+    """The estimate, or its refusal where the first rows have other margins by now.
+
+    The rows are run in one batch as they were, so that rounding agrees; what is tolerated is what `check` tolerates between
+    batches, 1e-4 of the margins' spread. No meter sees them.
+
+    Args:
+        estimate: what the method found. problem: the problem. first: what `require_sound` returned.
+    """
+    with unseen_by_meters(problem), torch.no_grad():
+        now = problem.margin(first.rows.clone())
+    finite = first.margin[torch.isfinite(first.margin)].double()
+    scale = max(float(finite.std()), float(finite.abs().max()) * 1e-2, 1e-300) if len(finite) > 1 else 1.0
+    apart = (now != first.margin) & ~((now - first.margin).abs() <= TOLERANCE * scale)
+    if not bool(apart.any()):
+        return estimate
+    return replace(
+        estimate,
+        log_prob=math.nan,
+        std_error=math.nan,
+        hits=None,
+        status=Status.REFUSED,
+        remedy=(
+            f"The network changed while it was asked: of the first {len(now)} inputs {int(apart.sum())} have other margins now than at "
+            "the start. It keeps state from call to call (a counter, a cache, running statistics); make the answer depend on the "
+            "input alone."
+        ),
+    )
