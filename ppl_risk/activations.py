@@ -123,7 +123,7 @@ class ActivationModel:
         zeros = torch.zeros(dimension, device=self.problem.device)
         u = pyro.sample(INPUT, SphericalNormal(zeros, 1.0, 1))
         lead = u.shape[:-1]
-        x = self.problem.from_normal(u)
+        x = self.problem.from_normal(_without_nan(u))
         margin = self.problem.run(x.reshape(-1, *self.problem.transport.event_shape), self._visitor(lead)).reshape(lead)
         pyro.deterministic("margin", margin, event_dim=0)
         if temperature > 0:
@@ -166,6 +166,15 @@ class ActivationModel:
     ) -> Float[Tensor, " batch"]:
         """log p(values, catastrophe) of a batch of site values, nats, row by row."""
         return log_density(self, values, temperature)
+
+
+def _without_nan(u: Tensor) -> Tensor:
+    """The same numbers; a gradient of the network with respect to them that is NaN counts as 0."""
+    if not u.requires_grad:
+        return u
+    u = u.clone()
+    u.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))
+    return u
 
 
 def noise_of(layer: str) -> str:

@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.posterior import posterior_of
-from ppl_risk.preflight import require_sound, unchanged
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
@@ -72,7 +72,7 @@ def monte_carlo(
         seed=seed, problem=problem.name, posterior=posterior, survival=survival_of(np.concatenate(margins)),
         settings={"calls": calls},
     )  # fmt: skip
-    return unchanged(estimate, problem, first_look)
+    return last_look(estimate, problem, first_look, torch.as_tensor(np.concatenate(margins)))
 
 
 def counted(hits: int, calls: int) -> dict[str, Any]:

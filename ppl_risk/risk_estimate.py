@@ -38,6 +38,7 @@ class Status(Enum):
     ROUTES_DISAGREE = "two independent routes give different answers: places may be missing"
     ONE_ROUTE = "only one route finished, and nothing checks it"
     DEGENERATE = "the particles stopped moving, or had nothing to move by"
+    SATURATED = "the margin has no digits left where the event begins: the number is that of its rounding"
     MODEL_ONLY = "the tail of the guide, not of the network: nothing here checks it"
     PROVED = "proved, not sampled"
     BOUNDED = "a proved upper bound, not the probability"

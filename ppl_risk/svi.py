@@ -24,7 +24,7 @@ from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.guides import Family, Guide, LowRank, Network
 from ppl_risk.importance.sampling import carried, importance_sample, resample, verdict
 from ppl_risk.posterior import posterior_of, to_chains
-from ppl_risk.preflight import require_sound, unchanged
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.risk_estimate import RiskEstimate, Status
@@ -123,7 +123,7 @@ def fit_svi(
             "learning_rate": learning_rate, "temperature": temperature, "pilot": pilot,
         },
     )  # fmt: skip
-    return unchanged(estimate, problem, first_look)
+    return last_look(estimate, problem, first_look, result.draws.margin)
 
 
 def fit_guide(

@@ -33,7 +33,7 @@ from ppl_risk.importance.sampling import SMALLEST_ESS, carried
 from ppl_risk.parallel import chunks, plan_units, run_units
 from ppl_risk.parallel.plan import unmetered
 from ppl_risk.posterior import posterior_of, to_chains
-from ppl_risk.preflight import require_sound, unchanged
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import Meter, RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
@@ -97,12 +97,13 @@ def estimate(
         # Taken whether or not a key is read: the answer must not depend on who does the work.
         meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
-        fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units).run()
+        work = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
+        fields = work.run()
     made = RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         settings={"max_calls": max_calls, "target_cv": target_cv},
     )  # fmt: skip
-    return unchanged(made, problem, first_look)
+    return last_look(made, problem, first_look, torch.cat(work.met))
 
 
 class _Engine:
@@ -119,6 +120,7 @@ class _Engine:
         self.planned = min(max_calls, PLANNED if target_cv is None else PLANNED_FOR_TARGET)
         self.most_rows = max(200, LARGEST_BATCH // problem.transport.dimension)
         self.seeds = child_seeds(seed, 4)
+        self.met: list[torch.Tensor] = []  # margins, for the last look
 
     def say(self, what: str) -> None:
         """Move the bar to where the meter is."""
@@ -155,6 +157,7 @@ class _Engine:
             )
         self.say("drawing")
         results, weights = self.draw(mixture)
+        self.met.append(weights.margin.to(pilot.margin))
         final = Points.of(climbs.final)
         agreement = compare_routes(weights, climbs, plan["particles"], -log_tilt(mixture, final, mixture.shares))
         status, remedy = verdict(weights, climbs, agreement, _bound(pilot))
@@ -192,6 +195,7 @@ class _Engine:
         margin = self.problem.margin_of_normal(u.to(self.problem.dtype))
         if wrong := int(torch.isnan(margin).sum()):
             raise PreflightError(undefined_margins(wrong, draws))
+        self.met.append(margin)
         return Pilot(u, margin)
 
     def count(self, pilot: Pilot) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from ppl_risk.errors import PreflightError
 from ppl_risk.preflight.checks import CHECKS
-from ppl_risk.preflight.last_look import FirstLook, unchanged, unseen_by_meters
+from ppl_risk.preflight.last_look import FirstLook, last_look, unseen_by_meters
 from ppl_risk.preflight.margins import CONFIRM, LOOK, NO_SLOPE, look_at, slope_fault
 from ppl_risk.preflight.reachability import reachable
 from ppl_risk.problem import RiskProblem
@@ -68,7 +68,7 @@ def check(problem: RiskProblem, *, draws: int = 2000, seed: int = 0) -> Prefligh
 
 
 def require_sound(problem: RiskProblem, *, slope: bool = False) -> FirstLook:
-    """What every estimator does first; what it returns goes to `unchanged` at the end.
+    """What every estimator does first; what it returns goes to `last_look` at the end.
 
     Args:
         problem: the problem.
@@ -143,5 +143,5 @@ def _seeding_device(problem: RiskProblem) -> torch.device:
 
 
 __all__ = [
-    "PREFLIGHT_CALLS", "Finding", "FirstLook", "Preflight", "check", "require_sound", "unchanged",
+    "PREFLIGHT_CALLS", "Finding", "FirstLook", "Preflight", "check", "last_look", "require_sound",
 ]  # fmt: skip

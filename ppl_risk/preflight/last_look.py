@@ -1,4 +1,4 @@
-"""A last look: the rows that preflight ran first are run once more when a method is done.
+"""A last look, when a method is done: the rows that preflight ran first are run once more.
 
 A network that counts its calls, warms up or adapts answers otherwise at the end than at the start. Nothing can tell beforehand,
 and every number then mixes two networks.
@@ -16,8 +16,15 @@ import torch
 from torch import Tensor
 
 from ppl_risk.preflight.checks import TOLERANCE
+from ppl_risk.preflight.margins import saturated
 from ppl_risk.problem import RiskProblem
 from ppl_risk.risk_estimate import RiskEstimate, Status
+
+
+SATURATED_REMEDY = (
+    "Near the threshold the margin takes a few values only: it saturates. Return what stands in front of its last sigmoid, tanh or "
+    "softmax (the logit) and put the threshold there, or use double precision."
+)
 
 
 class FirstLook(NamedTuple):
@@ -38,14 +45,15 @@ def unseen_by_meters(problem: RiskProblem) -> Iterator[None]:
         problem._meters = meters
 
 
-def unchanged(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook) -> RiskEstimate:
-    """The estimate, or its refusal where the first rows have other margins by now.
+def last_look(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook, met: Tensor) -> RiskEstimate:
+    """The estimate as it may be shown: refused where the first rows have other margins by now, doubted where the margin saturates.
 
     The rows are run in one batch as they were, so that rounding agrees; what is tolerated is what `check` tolerates between
     batches, 1e-4 of the margins' spread. No meter sees them.
 
     Args:
         estimate: what the method found. problem: the problem. first: what `require_sound` returned.
+        met: margins that the method met, those near the event among them.
     """
     with unseen_by_meters(problem), torch.no_grad():
         now = problem.margin(first.rows.clone())
@@ -53,7 +61,9 @@ def unchanged(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook) ->
     scale = max(float(finite.std()), float(finite.abs().max()) * 1e-2, 1e-300) if len(finite) > 1 else 1.0
     apart = (now != first.margin) & ~((now - first.margin).abs() <= TOLERANCE * scale)
     if not bool(apart.any()):
-        return estimate
+        # In the network's own precision: some methods keep margins in double.
+        full = estimate.status.believable and saturated(met.to(first.margin), float(finite.abs().max()) if len(finite) else 1.0)
+        return replace(estimate, status=Status.SATURATED, remedy=SATURATED_REMEDY) if full else estimate
     return replace(
         estimate,
         log_prob=math.nan,

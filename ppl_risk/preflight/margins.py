@@ -8,6 +8,7 @@ Rules that hold everywhere:
 
 - NaN is no margin: it is refused. An infinite margin has a side: +inf is a catastrophe, -inf is none.
 - Two values on both sides of zero (`flag.float() - 0.5`) can be counted, and only that: there is no slope to follow.
+- Where the margin is rounded off at the threshold (sigmoid(z) - 0.999999 in single precision) no number stands as `OK`.
 - A margin without a gradient (detached, NumPy inside, steps) suits all methods but `fit_svi`.
 """
 
@@ -25,6 +26,8 @@ LOOK, CONFIRM = 64, 936
 CLAMPED = 0.01
 #: Rows at which a gradient is asked for: draws of the law, and the same three times as far out.
 SLOPES = 32
+#: Margins within so many roundings of zero are looked at for ties, and so many there must be.
+DIGITS, FEWEST_NEAR = 1000.0, 10
 COUNTABLE = "for plain Monte Carlo alone, flag.float() - 0.5 will do"
 NO_SLOPE = {
     "none": "The margin has no gradient (detached, under no_grad, or NumPy inside)",
@@ -103,6 +106,20 @@ def look_at(margin: Float[Tensor, " n"]) -> tuple[str, str]:
             "Return score - threshold for that."
         )
     return "ok", f"{few}from {_short(values[0])} to {_short(values[-1])}"
+
+
+def saturated(margin: Float[Tensor, " n"], scale: float) -> bool:
+    """Whether margins just off zero are rounded to a few values: the threshold lies where a sigmoid or tanh has run out of digits.
+
+    Looked at are those of 0 < |margin| <= `DIGITS` eps scale; where every other one has the value of another, the event begins where
+    rounding puts it and not where the network does. Margins that are exactly 0 (a clamped score) say nothing.
+
+    Args:
+        margin: margins met near the event. scale: size of the margins that the law gives.
+    """
+    size = margin.abs()
+    near = margin[(size > 0) & (size <= DIGITS * torch.finfo(margin.dtype).eps * scale)]
+    return len(near) >= FEWEST_NEAR and len(near.unique()) <= len(near) / 2
 
 
 def slope_fault(problem: RiskProblem) -> str:

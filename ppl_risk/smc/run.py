@@ -16,7 +16,7 @@ from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
 from ppl_risk.parallel import plan_units, run_units
 from ppl_risk.posterior import posterior_of
-from ppl_risk.preflight import require_sound, unchanged
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
@@ -123,7 +123,7 @@ def run_smc(
         posterior=posterior, history={"smc_history": history}, survival=_survival(results),
         settings={"particles": particles, "runs": runs, "keep": keep, "moves": moves, "guide": guide is not None},
     )  # fmt: skip
-    return unchanged(estimate, problem, first_look)
+    return last_look(estimate, problem, first_look, torch.cat([margin for r in results for _, margin, _ in r.survival]))
 
 
 def has_gradient(problem: RiskProblem) -> bool:
