@@ -22,6 +22,7 @@ FLOORS = (
         "problem",
         "provenance",
         "risk_estimate",
+        "saturation",
         "storage",
         "parallel",
         "preflight",
