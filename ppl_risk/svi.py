@@ -88,14 +88,15 @@ def fit_svi(
         )
     started = time.perf_counter()
     first_look = require_sound(problem, slope=True)
+    work = first_look.units.problem
     fit_seed, draw_seed = child_seeds(seed, 2)
     with problem.metered() as meter:
         fit = fit_guide(
-            problem, family, steps=steps, particles=particles, learning_rate=learning_rate, temperature=temperature,
+            work, family, steps=steps, particles=particles, learning_rate=learning_rate, temperature=temperature,
             pilot=pilot, seed=fit_seed, progress=progress,
         )  # fmt: skip
         with seeded(draw_seed, problem.device):
-            result = importance_sample(problem, fit.guide.input_law(), draws)
+            result = importance_sample(work, fit.guide.input_law(), draws)
             kept = resample(result.draws, posterior_draws) if result.hits and posterior_draws else None
             posterior = {} if kept is None else posterior_of(problem, problem.from_normal(kept))
     status, remedy = verdict(result)
@@ -155,7 +156,10 @@ def fit_guide(
         scout = Network().bind(exact.sites)
         scout.fit(exact.prior_draws(pilot))
         scouted = optimise(exact, scout, steps=steps // 3, learning_rate=learning_rate, start=1.0, **options)
-        guide.fit(model.draws_given(scout.sample(2 * pilot)["input"]))
+        found = model.draws_given(scout.sample(2 * pilot)["input"])
+        if wrong := sum(int(torch.isnan(value).any(-1).sum()) for value in found.values()):
+            raise PreflightError(f"Fitting met activations that are NaN: {undefined_margins(wrong, 2 * pilot)}")
+        guide.fit(found)
         polished = optimise(
             model, guide, steps=steps - steps // 3, learning_rate=learning_rate / 3, start=temperature, **options
         )
@@ -199,7 +203,8 @@ def optimise(
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         norms[step] = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         if not math.isfinite(losses[step]) or not math.isfinite(norms[step]):
-            _refuse_undefined(model, guide)
+            if step >= (1 - SETTLING) * steps:
+                _refuse_undefined(model, guide)
             continue  # such a step is left out, and tells the convergence check
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
@@ -219,7 +224,7 @@ def optimise(
 
 
 def _refuse_undefined(model: ActivationModel, guide: Guide) -> None:
-    """Where a step failed: margins that are NaN are the problem's fault, and no further step mends them.
+    """Where steps fail to the last: margins that are NaN are the problem's fault, and no further step mends them.
 
     Raises:
         PreflightError: the margin is NaN at some of 64 draws of the guide.

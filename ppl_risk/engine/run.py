@@ -97,7 +97,7 @@ def estimate(
         # Taken whether or not a key is read: the answer must not depend on who does the work.
         meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
-        work = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
+        work = _Engine(problem, first_look.units.problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
         fields = work.run()
     made = RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
@@ -110,10 +110,11 @@ class _Engine:
     """The state of one call of `estimate`."""
 
     def __init__(
-        self, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int,
+        self, shown: RiskProblem, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int,
         units: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.problem, self.meter, self.bar, self.units = problem, meter, bar, units
+        # Work is done in units that keep their slope; what is shown has the margin that was asked about.
+        self.shown, self.problem, self.meter, self.bar, self.units = shown, problem, meter, bar, units
         self.identity = fingerprint(unmetered(problem))
         self.max_calls, self.target_cv = max_calls, target_cv
         self.rows = min(rows, max_calls // 50)
@@ -171,7 +172,7 @@ class _Engine:
         if weights.hits and self.rows >= 4:
             rows = posterior_rows(results, self.rows)
             rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
-            posterior = posterior_of(problem, problem.from_normal(rows.to(device)))
+            posterior = posterior_of(self.shown, problem.from_normal(rows.to(device)))
         self.say("done")
         whole = weights.draws // 4 * 4
         return {
@@ -211,7 +212,7 @@ class _Engine:
             hits, draws = hits + int((more.margin >= 0).sum()), draws + len(more.u)
             self.say("counting")
         x = self.problem.from_normal(torch.cat(rows)[: self.rows // 4 * 4])
-        posterior = posterior_of(self.problem, x) if len(x) >= 4 else {}
+        posterior = posterior_of(self.shown, x) if len(x) >= 4 else {}
         return {"method": "plain Monte Carlo (the event is common)", "posterior": posterior, **counted(hits, draws)}
 
     def draw(self, mixture: Mixture) -> tuple[list[dict[str, Any]], Weights]:

@@ -17,8 +17,10 @@ from ppl_risk.preflight.checks import CHECKS
 from ppl_risk.preflight.last_look import FirstLook, last_look, unseen_by_meters
 from ppl_risk.preflight.margins import CONFIRM, LOOK, NO_SLOPE, look_at, slope_fault
 from ppl_risk.preflight.reachability import reachable
+from ppl_risk.preflight.units import Units, units_of
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
+from ppl_risk.saturation.watched import Watch
 
 #: Rows that `require_sound` runs where nothing is suspicious.
 PREFLIGHT_CALLS = 94 + LOOK
@@ -117,12 +119,14 @@ def _examine(problem: RiskProblem, seed: int, draws: int) -> tuple[list[Finding]
 def _first_look(problem: RiskProblem) -> tuple[tuple[str, str], FirstLook]:
     """The finding on a few margins, on more of them where none is negative; and the rows, to be run once more at the end."""
     x = problem.sample(LOOK)
-    margin = problem.margin(x.clone())
-    rows, level, message = LOOK, *look_at(margin)
+    with Watch() as watch:
+        margin = problem.run(x.clone())
+    more, level, message = 0, *look_at(margin)
     if level == "error":
-        rows += CONFIRM
+        more = CONFIRM
         level, message = look_at(torch.cat([margin, problem.margin(problem.sample(CONFIRM))]))
-    return (level, message), FirstLook(x, margin, PREFLIGHT_CALLS + rows - LOOK)
+    units = Units(problem, False, 0) if level == "error" else units_of(problem, watch, margin)
+    return (level, message), FirstLook(x, margin.detach(), PREFLIGHT_CALLS + more + units.calls, units)
 
 
 def _slope(problem: RiskProblem) -> str:

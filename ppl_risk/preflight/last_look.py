@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ppl_risk.preflight.checks import TOLERANCE
 from ppl_risk.preflight.margins import saturated
+from ppl_risk.preflight.units import Units
 from ppl_risk.problem import RiskProblem
 from ppl_risk.risk_estimate import RiskEstimate, Status
 
@@ -28,11 +29,12 @@ SATURATED_REMEDY = (
 
 
 class FirstLook(NamedTuple):
-    """What preflight saw first: rows (n, *event), their margins (n,), and the calls that preflight took."""
+    """What preflight saw first: rows (n, *event), their margins (n,), the calls that preflight took, the units to work in."""
 
     rows: Tensor
     margin: Tensor
     calls: int
+    units: Units
 
 
 @contextmanager
@@ -62,8 +64,10 @@ def last_look(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook, me
     apart = (now != first.margin) & ~((now - first.margin).abs() <= TOLERANCE * scale)
     if not bool(apart.any()):
         # In the network's own precision: some methods keep margins in double.
-        full = estimate.status.believable and saturated(met.to(first.margin), float(finite.abs().max()) if len(finite) else 1.0)
-        return replace(estimate, status=Status.SATURATED, remedy=SATURATED_REMEDY) if full else estimate
+        scale = float(finite.abs().max()) if len(finite) else 1.0
+        coarse = first.units.coarse or (first.units.problem is problem and saturated(met.to(first.margin), scale))
+        doubted = coarse and estimate.status.believable
+        return replace(estimate, status=Status.SATURATED, remedy=SATURATED_REMEDY) if doubted else estimate
     return replace(
         estimate,
         log_prob=math.nan,

@@ -29,6 +29,8 @@ LARGEST_ERROR = 0.5
 SMALLEST_ACCEPTANCE = 0.02
 #: Different particles below which a level where margins tie rests on luck; such runs are low together.
 FEWEST_SURVIVORS = 5
+#: Hits among the first draws of every run from which a flag is counted well enough.
+SMALLEST_HITS = 20
 
 
 def run_smc(
@@ -81,9 +83,10 @@ def run_smc(
         )
     started = time.perf_counter()
     first_look = require_sound(problem)
+    work = first_look.units.problem
     with problem.metered() as meter:
         may_switch = moves is None
-        moves = moves or ("gradient" if has_gradient(problem) else "pcn")
+        moves = moves or ("gradient" if has_gradient(work) else "pcn")
         proposal = _start(problem, guide)
         told = {
             "particles": int(particles), "keep": float(keep), "moves": moves, "may_switch": may_switch,
@@ -91,9 +94,9 @@ def run_smc(
             "levels": None if levels is None else [float(level) for level in levels], "start": start_of(proposal),
         }  # fmt: skip
         # A key is read only where results outlive this call.
-        known = "" if engine is None and folder is None else problem
+        known = "" if engine is None and folder is None else work
         found = run_units(
-            plan_units(known, "SMC", [told] * runs, seed=seed), climb, (problem, proposal), engine=engine, folder=folder,
+            plan_units(known, "SMC", [told] * runs, seed=seed), climb, (work, proposal), engine=engine, folder=folder,
             progress=progress, note=lambda run: f"log10 p {run['log_prob'] / LOG10:.2f}",
         )  # fmt: skip
         results = [run_of(run, problem.device) for run in found]
@@ -183,10 +186,11 @@ def _verdict(
             f"The particles stopped at margin {best:.3g}, catastrophe is >= 0: it cannot be reached under this input law, or "
             f"the search is stuck. Only P < {bound} is known, from the first draws. Raise particles."
         )
-    if len(values) <= 2:
+    # A flag can be counted: that is what the first draws do where they meet the event often enough.
+    if len(values) <= 2 and min(int((r.first_margin >= 0).sum()) for r in results) < SMALLEST_HITS:
         return Status.DEGENERATE, (
-            f"The margin takes {len(values)} values, so there are no levels between and SMC only counts. Return score - threshold, or "
-            "use ppl_risk.monte_carlo."
+            f"The margin takes {len(values)} values (a flag), so there are no levels between and SMC only counts. Return score - "
+            "threshold, or use ppl_risk.monte_carlo with many calls."
         )
     if reached < len(results) or not std_error <= LARGEST_ERROR:
         return Status.RUNS_DISAGREE, (
