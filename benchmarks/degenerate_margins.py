@@ -59,7 +59,7 @@ MARGINS: dict[str, Callable[[Tensor], Tensor]] = {
     "-relu(t - s)": lambda s: -(Z - s).relu(),
     "squared hinge": lambda s: -(Z - s).relu().square(),
     "saturated, tanh(20 (s - t))": lambda s: (20 * (s - Z)).tanh(),
-    "saturated, sigmoid(4 s) - c": lambda s: torch.sigmoid(4 * s.float()).to(s) - float(torch.sigmoid(torch.tensor(4 * Z))),
+    "saturated, sigmoid(4 s) - c": lambda s: torch.sigmoid(4 * s) - (1 - math.exp(-4 * Z)),
     "rounded to 0.1": lambda s: (10 * (s - Z)).floor() / 10,
     "whole steps": lambda s: (s - Z).floor(),
     "plateau below the event": lambda s: torch.where(s > Z, s - Z + 1, (s - Z).clamp(max=-1.5)),

@@ -8,7 +8,7 @@ import torch
 
 from builders import NETWORKS, assert_within, linear_gaussian, standard, two_sided
 from ppl_risk import fit_svi
-from ppl_risk.errors import NoTransportError
+from ppl_risk.errors import NoTransportError, PreflightError
 from ppl_risk.guides import Block, Full, FullNormal, LowRank, LowRankNormal, MeanField, Mixture, Network
 from ppl_risk.problem import RiskProblem
 from ppl_risk.risk_estimate import Status
