@@ -32,6 +32,8 @@ from ppl_risk.randomness import seeded
 
 INPUT = "input"
 COORDINATES = ("activation", "noise")
+#: What an infinite margin stands for in the smoothed event, in spreads of the margin.
+INFINITE = 100.0
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,7 @@ class ActivationModel:
             u = torch.randn(pilot, problem.transport.dimension, device=problem.device)
             # Without a resolution the input is the only latent, and no layer has to be a site.
             values, margin = problem.activations(problem.from_normal(u), {} if resolution == 0 else None)
-        wrong = int((~torch.isfinite(margin)).sum())
-        if wrong:
+        if wrong := int(torch.isnan(margin).sum()):
             raise PreflightError(undefined_margins(wrong, pilot))
         for name, value in values.items():
             if not value.is_floating_point():
@@ -99,7 +100,8 @@ class ActivationModel:
         if resolution == 0:
             values = {}
         self.pilot: dict[str, Tensor] = {INPUT: u} | values
-        self.margin_spread = float(margin.std())
+        finite = margin[torch.isfinite(margin)]
+        self.margin_spread = float(finite.std()) if len(finite) > 1 else 1.0
         self.sigma = {name: resolution * _rms_spread(value) for name, value in values.items()}
         self.sites = self._sites(values)
 
@@ -124,11 +126,13 @@ class ActivationModel:
         zeros = torch.zeros(dimension, device=self.problem.device)
         u = pyro.sample(INPUT, SphericalNormal(zeros, 1.0, 1))
         lead = u.shape[:-1]
-        x = self.problem.from_normal(u)
+        x = self.problem.from_normal(_without_nan(u))
         margin = self.problem.run(x.reshape(-1, *self.problem.transport.event_shape), self._visitor(lead)).reshape(lead)
         pyro.deterministic("margin", margin, event_dim=0)
         if temperature > 0:
-            pyro.factor("catastrophe", torch.nn.functional.logsigmoid(margin / temperature))
+            # An infinite margin has a side and no slope.
+            sided = torch.where(margin.isinf(), margin.sign() * INFINITE * self.margin_spread, margin)
+            pyro.factor("catastrophe", torch.nn.functional.logsigmoid(sided / temperature))
         return margin
 
     def _visitor(self, lead: torch.Size) -> Callable[[str, Tensor], Tensor] | None:
@@ -165,6 +169,15 @@ class ActivationModel:
     ) -> Float[Tensor, " batch"]:
         """log p(values, catastrophe) of a batch of site values, nats, row by row."""
         return log_density(self, values, temperature)
+
+
+def _without_nan(u: Tensor) -> Tensor:
+    """The same numbers; a gradient of the network with respect to them that is NaN counts as 0."""
+    if not u.requires_grad:
+        return u
+    u = u.clone()
+    u.register_hook(lambda gradient: gradient.nan_to_num(0.0, 0.0, 0.0))
+    return u
 
 
 def noise_of(layer: str) -> str:

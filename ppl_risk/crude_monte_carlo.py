@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from ppl_risk.arguments import checked
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.posterior import posterior_of
-from ppl_risk.preflight import require_sound
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
@@ -48,7 +48,7 @@ def monte_carlo(
     if calls < 1:
         raise RiskError(f"calls must be at least 1, got {calls}.")
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem)
     hits, margins, caught, caught_count = 0, [], [], 0
     batches = [problem.batch_size] * (calls // problem.batch_size)
     batches += [rest] if (rest := calls % problem.batch_size) else []
@@ -69,11 +69,12 @@ def monte_carlo(
                 margins.append(margin.cpu().numpy())
             bar.update(rows)
         posterior = posterior_of(problem, torch.cat(caught)) if caught else {}
-    return RiskEstimate(
+    estimate = RiskEstimate(
         method="Monte Carlo", **counted(hits, calls), **problem.cost(meter), seconds=time.perf_counter() - started,
         seed=seed, problem=problem.name, posterior=posterior, survival=survival_of(np.concatenate(margins)),
         settings={"calls": calls},
     )  # fmt: skip
+    return last_look(estimate, problem, first_look, torch.as_tensor(np.concatenate(margins)))
 
 
 def counted(hits: int, calls: int) -> dict[str, Any]:

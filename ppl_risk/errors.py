@@ -51,6 +51,6 @@ def first_line(error: BaseException) -> str:
 def undefined_margins(wrong: int, total: int) -> str:
     """What every method says of margins that are NaN: each would count as no catastrophe."""
     return (
-        f"{wrong:,} of {total:,} margins are NaN or infinite; NaN would count as no catastrophe. Look for log(0), division by "
+        f"{wrong:,} of {total:,} margins are NaN, which would count as no catastrophe. Look for log(0), division by "
         "zero or overflow in the network."
     )

@@ -191,7 +191,7 @@ class RiskProblem(Metered):
     def margin_and_gradient(
         self, u: Float[Tensor, "batch d"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch d"]]:
-        """Margins of T(u) and their gradients with respect to u, row by row; 0 where nothing can be differentiated."""
+        """Margins of T(u) and their gradients with respect to u, row by row; 0 where there is none or it is NaN."""
 
         def both(rows: Tensor) -> tuple[Tensor, Tensor]:
             self._afford(2 * rows.shape[0])
@@ -202,7 +202,8 @@ class RiskProblem(Metered):
                 flat = not margin.requires_grad
                 gradient = None if flat else differentiate(margin.sum(), [rows], allow_unused=True)[0]
             self.count_gradients(0 if flat else rows.shape[0])
-            return margin.detach(), torch.zeros_like(rows) if gradient is None else gradient
+            # NaN (the branch not taken of a square root, say) points nowhere, as 0 does.
+            return margin.detach(), torch.zeros_like(rows) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
 
         margins, gradients = zip(*self.in_batches(u, both), strict=True)
         return torch.cat(margins), torch.cat(gradients)

@@ -17,19 +17,28 @@ COVERS = "sampling error only; not: a wrong input law, a wrong detector"
 #: What a proof does not speak of.
 PROVED_OF = "every input, in exact arithmetic; not: a wrong input law, a wrong detector, rounding"
 
+#: P above which no number stands as `OK`: nearly always the margin lacks its threshold or has the wrong sign.
+NEARLY_CERTAIN = 0.999
+CERTAIN_REMEDY = (
+    "Is the sign of the margin right, and the threshold subtracted? Catastrophe is margin >= 0. If it is meant, turn the sign and "
+    "estimate the rare rest."
+)
+
 
 class Status(Enum):
     """What an estimate knows about itself. Only `OK` is a number to believe."""
 
     OK = "the diagnostics of the method hold"
     NO_HITS = "no catastrophe was seen: there is an upper bound and no estimate"
+    ALL_HITS = "every draw, or nearly every one, is a catastrophe: a wrong margin is likelier than that"
     KHAT_HIGH = "the importance weights have too heavy a tail"
     LOW_ESS = "too few draws carry the estimate"
     NOT_CONVERGED = "the optimiser had not settled"
     RUNS_DISAGREE = "independent runs are too far apart"
     ROUTES_DISAGREE = "two independent routes give different answers: places may be missing"
     ONE_ROUTE = "only one route finished, and nothing checks it"
-    DEGENERATE = "the particles stopped moving"
+    DEGENERATE = "the particles stopped moving, or had nothing to move by"
+    SATURATED = "the margin has no digits left where the event begins: the number is that of its rounding"
     MODEL_ONLY = "the tail of the guide, not of the network: nothing here checks it"
     PROVED = "proved, not sampled"
     BOUNDED = "a proved upper bound, not the probability"
@@ -53,9 +62,10 @@ class RiskEstimate:
 
     Attributes:
         method: how it was made, in a few words.
-        log_prob: nats; nan where the method saw nothing and proved nothing, an upper bound where `status.is_bound`.
+        log_prob: nats; nan where the method has no number, an upper bound where `status.is_bound`.
         std_error: standard error of log_prob, nats (nan where the method has none).
-        status: what the estimate knows about itself, and `remedy`, one sentence on what to do.
+        status: what the estimate knows about itself, and `remedy`, one sentence on what to do. An `OK` with P > 0.999 becomes
+            `ALL_HITS`, whichever method says so: sampling cannot tell a certain catastrophe from a wrong margin.
         forward_calls, gradient_calls: rows through the network, and gradients of rows.
         flops, seconds: cost. training_flops: what training the network took, where known. seed: what reproduces it.
         hits: (hits, draws) of plain counting, for an exact binomial interval.
@@ -94,10 +104,16 @@ class RiskEstimate:
     settings: Mapping[str, Any] = field(default_factory=dict)
     guide: Any = None
 
+    def __post_init__(self) -> None:
+        """No certain catastrophe is believed without a proof."""
+        if self.status is Status.OK and self.log_prob > math.log(NEARLY_CERTAIN):
+            object.__setattr__(self, "status", Status.ALL_HITS)
+            object.__setattr__(self, "remedy", " ".join(filter(None, [self.remedy, CERTAIN_REMEDY])))
+
     @property
     def prob(self) -> float:
-        """P(catastrophe); underflows to 0.0 below 1e-308, where log_prob does not."""
-        return math.exp(self.log_prob) if self.log_prob < 709 else math.inf
+        """P(catastrophe); nan where there is no number; underflows to 0.0 below 1e-308, where log_prob does not."""
+        return math.inf if self.log_prob >= 709 else math.exp(self.log_prob)
 
     @property
     def log10_prob(self) -> float:

@@ -21,12 +21,12 @@ from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel, check_batching
 from ppl_risk.arguments import checked
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
-from ppl_risk.importance.sampling import importance_sample, resample, verdict
+from ppl_risk.importance.sampling import carried, importance_sample, resample, verdict
 from ppl_risk.one_pass import differentiate
 from ppl_risk.posterior import posterior_of, to_chains
-from ppl_risk.preflight import require_sound
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.risk_estimate import RiskEstimate, Status
@@ -81,7 +81,7 @@ def fit_svi(
         the corrected estimate; `.elbo`, `.guide`, `.posterior` beside it.
 
     Raises:
-        PreflightError: the problem is not sound.
+        PreflightError: the problem is not sound, its margin has no gradient, or a margin met while fitting is NaN.
         NoTransportError: the input law has no map from standard normals.
 
     Example:
@@ -97,15 +97,16 @@ def fit_svi(
             f"draws={draws}, pilot={pilot}."
         )
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem, slope=True)
+    work = first_look.units.problem
     fit_seed, draw_seed = child_seeds(seed, 2)
     with problem.metered() as meter:
         fit = fit_guide(
-            problem, family, steps=steps, particles=particles, learning_rate=learning_rate, temperature=temperature,
+            work, family, steps=steps, particles=particles, learning_rate=learning_rate, temperature=temperature,
             pilot=pilot, seed=fit_seed, progress=progress,
         )  # fmt: skip
         with seeded(draw_seed, problem.device):
-            result = importance_sample(problem, fit.guide.input_law(), draws)
+            result = importance_sample(work, fit.guide.input_law(), draws)
             kept = resample(result.draws, posterior_draws) if result.hits and posterior_draws else None
             posterior = {} if kept is None else posterior_of(problem, problem.from_normal(kept))
     status, remedy = verdict(result)
@@ -114,10 +115,13 @@ def fit_svi(
     sites = len(fit.guide.site_names())
     if sites == 1 and family.coordinates == "activation":
         remedy = f"{remedy} {ONE_SITE}".strip()
+    number = {"log_prob": result.log_prob, "std_error": result.std_error}
+    if not status.believable:
+        number = carried(result.log_prob, result.std_error, result.k_hat, result.ess)
     rows = len(result.draws.u) // 4 * 4
-    return RiskEstimate(
+    estimate = RiskEstimate(
         method=f"SVI {family.label} + importance sampling",
-        log_prob=result.log_prob, std_error=result.std_error, status=status, remedy=remedy,
+        status=status, remedy=remedy, **number,
         **problem.cost(meter),
         seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         elbo=fit.elbo, guide=fit.guide,
@@ -133,6 +137,7 @@ def fit_svi(
             "learning_rate": learning_rate, "temperature": temperature, "pilot": pilot,
         },
     )  # fmt: skip
+    return last_look(estimate, problem, first_look, result.draws.margin)
 
 
 def fit_guide(
@@ -164,7 +169,10 @@ def fit_guide(
         scout = Network().bind(exact.sites)
         scout.fit(exact.prior_draws(pilot))
         scouted = optimise(exact, scout, steps=steps // 3, learning_rate=learning_rate, start=1.0, **options)
-        guide.fit(model.draws_given(scout.sample(2 * pilot)["input"]))
+        found = model.draws_given(scout.sample(2 * pilot)["input"])
+        if wrong := sum(int(torch.isnan(value).any(-1).sum()) for value in found.values()):
+            raise PreflightError(f"Fitting met activations that are NaN: {undefined_margins(wrong, 2 * pilot)}")
+        guide.fit(found)
         polished = optimise(
             model, guide, steps=steps - steps // 3, learning_rate=learning_rate / 3, start=temperature, **options
         )
@@ -210,6 +218,8 @@ def optimise(
         slopes = differentiate(loss, parameters, allow_unused=True, materialize_grads=True)
         norms[step] = math.sqrt(sum(float(g.square().sum()) for g in slopes))
         if not math.isfinite(losses[step]) or not math.isfinite(norms[step]):
+            if step >= (1 - SETTLING) * steps:
+                _refuse_undefined(model, guide)
             continue  # such a step is left out, and tells the convergence check
         for parameter, gradient in zip(parameters, slopes, strict=True):
             parameter.grad = gradient
@@ -226,6 +236,17 @@ def optimise(
             for total, parameter in zip(average, parameters, strict=True):
                 parameter.copy_(total)
     return Fit(guide, losses, norms, *_settled(losses))
+
+
+def _refuse_undefined(model: ActivationModel, guide: Guide) -> None:
+    """Where steps fail to the last: margins that are NaN are the problem's fault, and no further step mends them.
+
+    Raises:
+        PreflightError: the margin is NaN at some of 64 draws of the guide.
+    """
+    margin = model.problem.margin_of_normal(guide.sample(64)["input"].detach())
+    if wrong := int(torch.isnan(margin).sum()):
+        raise PreflightError(f"Fitting met margins that are NaN: {undefined_margins(wrong, 64)}")
 
 
 def _temperatures(steps: int, spread: float, start: float, final: float) -> Iterator[float]:

@@ -11,6 +11,7 @@ import ppl_risk as pr
 from builders import linear_gaussian
 from ppl_risk.engine.run import FINGERPRINT_CALLS
 from ppl_risk.preflight import PREFLIGHT_CALLS
+from ppl_risk.preflight.margins import LOOK
 
 ESTIMATORS = {
     "monte_carlo": lambda p, seed: pr.monte_carlo(p, calls=20_000, seed=seed, progress=False),
@@ -59,7 +60,7 @@ def test_the_number_is_right_within_its_own_error(made, known):
 def test_cost_is_booked(made, known):
     name, estimate, meter = made
     # No meter sees the rows of preflight and fingerprint; only the engine, whose budget they are part of, books them.
-    unseen = PREFLIGHT_CALLS + FINGERPRINT_CALLS if name == "estimate" else 0
+    unseen = PREFLIGHT_CALLS + LOOK + FINGERPRINT_CALLS if name == "estimate" else 0
     meter = replace(meter, forward_calls=meter.forward_calls + unseen)
     assert estimate.forward_calls == meter.forward_calls > 0
     assert estimate.gradient_calls == meter.gradient_calls

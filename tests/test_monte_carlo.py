@@ -33,9 +33,8 @@ def test_hits_are_those_of_the_seeded_draws(calls):
 
 
 def test_a_margin_of_zero_is_a_catastrophe():
-    estimate = monte_carlo(RiskProblem(lambda x: 0 * x[:, 0], standard(2)), calls=100, progress=False)
-    assert estimate.hits == (100, 100)
-    assert (estimate.log_prob, estimate.std_error) == (0.0, 0.0)
+    estimate = monte_carlo(RiskProblem(lambda x: -x[:, 0].relu(), standard(2)), calls=1000, progress=False)
+    assert 430 < estimate.hits[0] < 570
 
 
 @pytest.mark.parametrize("p", [1e-3, 0.02, 0.3])

@@ -37,7 +37,7 @@ class Climbs(NamedTuple):
     """log p and its standard error over the runs that finished (nan for fewer than two); what all of them saw.
 
     `seen` (n, d) are particles of the last levels and `hit` their outcomes, `final` (m, d) the particles in the event,
-    `trail` some of the particles of all levels.
+    `trail` some of the particles of all levels, `values` how many different margins they had (3 stands for more).
     """
 
     log_prob: float
@@ -48,6 +48,7 @@ class Climbs(NamedTuple):
     hit: Tensor
     final: Tensor
     trail: Tensor
+    values: int = 3
 
 
 def plan(budget: int, log_prob_guess: float) -> dict[str, int]:
@@ -62,11 +63,13 @@ def climb(problem: RiskProblem, unit: Unit) -> dict[str, Any]:
     """One run: its log p (nan where it was stopped), and points in the precision of the network."""
     states: list[State] = []
     run: Run | None = None
+    first = torch.zeros(0, device=problem.device)
     particles = unit.arguments["particles"]
     with problem.metered(unit.arguments["calls"]):
         try:
             u = torch.randn(particles, problem.transport.dimension, device=problem.device).to(problem.dtype)
             start = evaluate(problem, u, "pcn")
+            first = start.margin
             run = run_levels(
                 problem, start, u.new_zeros(particles, dtype=torch.float64), tuning=Tuning("pcn", KEEP), max_levels=200,
                 posterior_draws=0, watch=states.append,
@@ -80,7 +83,10 @@ def climb(problem: RiskProblem, unit: Unit) -> dict[str, Any]:
     final = states[-1].u[states[-1].margin >= 0] if states else empty
     trail = torch.cat([empty, *(s.u[:: max(1, len(s.u) // TRAIL)] for s in states)])
     log_prob = math.nan if run is None else run.log_prob
-    return {"log_prob": log_prob, "seen": seen, "hit": margin >= 0, "final": final, "trail": trail}
+    return {
+        "log_prob": log_prob, "seen": seen, "hit": margin >= 0, "final": final, "trail": trail,
+        "values": torch.cat([first, margin]).double().unique()[:3],
+    }  # fmt: skip
 
 
 def gather(results: list[dict[str, Any]], device: torch.device) -> Climbs:
@@ -93,9 +99,10 @@ def gather(results: list[dict[str, Any]], device: torch.device) -> Climbs:
     def joined(name: str) -> Tensor:
         return torch.cat([torch.as_tensor(r[name], device=device) for r in results])
 
+    values = torch.cat([torch.as_tensor(r.get("values", [0.0, 1.0, 2.0])).double().cpu() for r in results]).unique()
     return Climbs(
         log_prob, std_error, len(log_probs), len(results), joined("seen").double(), joined("hit"),
-        joined("final").double(), joined("trail").double(),
+        joined("final").double(), joined("trail").double(), min(3, len(values)),
     )  # fmt: skip
 
 

@@ -85,9 +85,12 @@ def first_evidence(problem: RiskProblem, pilot: Pilot, climbs: Climbs, found: Fo
     """What is known before the first proposal; None where nothing has been hit."""
     hits = torch.cat([pilot.u[pilot.margin >= 0], climbs.final])
     weight = torch.ones(len(hits), dtype=torch.float64, device=hits.device)
-    anchors, normals = hits[torch.randperm(len(hits), device=hits.device)[:ANCHORS]], None
+    some = hits[torch.randperm(len(hits), device=hits.device)[:ANCHORS]]
+    anchors, normals = some, None
     if found.normal is not None:
-        anchors, normals = with_normals(problem, anchors)
+        anchors, normals = with_normals(problem, some)
+        if not len(anchors) and not len(found.u):  # the margin is flat in the event: places without normals, as for steps
+            anchors, normals, found = some, None, Found(found.u, None)
     # Directions chosen by SMC's own particles would be those along which these, being few, happen to spread.
     apart = INDEPENDENT if len(found.u) < ENOUGH_FOUND else 0.0
     trust = torch.full((len(anchors),), apart, dtype=torch.float64, device=hits.device)

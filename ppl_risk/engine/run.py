@@ -25,16 +25,16 @@ from ppl_risk.engine import climbs as second
 from ppl_risk.engine.adapt import Round, adapt, log_tilt
 from ppl_risk.engine.explore import Pilot, first_evidence, search, search_rays
 from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, name_of, posterior_rows, weigh
-from ppl_risk.engine.verdict import better_route, compare_routes, verdict
+from ppl_risk.engine.verdict import better_route, compare_routes, smc_alone, verdict
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.identity import fingerprint
 from ppl_risk.importance.gated import Points
 from ppl_risk.importance.mixture import Mixture
-from ppl_risk.importance.sampling import SMALLEST_ESS
+from ppl_risk.importance.sampling import SMALLEST_ESS, carried
 from ppl_risk.parallel import chunks, plan_units, run_units
 from ppl_risk.parallel.plan import unmetered
 from ppl_risk.posterior import posterior_of, to_chains
-from ppl_risk.preflight import PREFLIGHT_CALLS, require_sound
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import Meter, RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
@@ -70,7 +70,7 @@ def estimate(
 
     Args:
         problem: the problem.
-        max_calls: forward and gradient calls together, preflight and posterior included; never exceeded.
+        max_calls: forward and gradient calls together, preflight, last look and posterior included; never exceeded.
         target_cv: relative standard error at which to stop earlier; None spends all calls.
         posterior_draws: rows given catastrophe, at most a fiftieth of the calls.
         engine: None, or a dask client or scheduler address that runs the SMC runs and the chunks of draws, with the same answer.
@@ -92,34 +92,38 @@ def estimate(
     if target_cv is not None and not target_cv > 0:
         raise RiskError(f"target_cv is a relative standard error and must be positive, got {target_cv}.")
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem)
     bar = tqdm(total=max_calls, disable=not progress, desc="estimate", unit="call", unit_scale=True)
     with problem.metered(max_calls) as meter, torch.no_grad(), bar:
-        meter.forward_calls += PREFLIGHT_CALLS
+        meter.forward_calls += first_look.calls + len(first_look.rows)
         # Taken whether or not a key is read: the answer must not depend on who does the work.
         meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
-        fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units).run()
-    return RiskEstimate(
+        work = _Engine(problem, first_look.units.problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
+        fields = work.run()
+    made = RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         settings={"max_calls": max_calls, "target_cv": target_cv},
     )  # fmt: skip
+    return last_look(made, problem, first_look, torch.cat(work.met))
 
 
 class _Engine:
     """The state of one call of `estimate`."""
 
     def __init__(
-        self, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int,
+        self, shown: RiskProblem, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int,
         units: dict[str, Any],
     ) -> None:  # fmt: skip
-        self.problem, self.meter, self.bar, self.units = problem, meter, bar, units
+        # Work is done in units that keep their slope; what is shown has the margin that was asked about.
+        self.shown, self.problem, self.meter, self.bar, self.units = shown, problem, meter, bar, units
         self.identity = fingerprint(unmetered(problem))
         self.max_calls, self.target_cv = max_calls, target_cv
         self.rows = min(rows, max_calls // 50)
         self.planned = min(max_calls, PLANNED if target_cv is None else PLANNED_FOR_TARGET)
         self.most_rows = max(200, LARGEST_BATCH // problem.transport.dimension)
         self.seeds = child_seeds(seed, 4)
+        self.met: list[torch.Tensor] = []  # margins, for the last look
 
     def say(self, what: str) -> None:
         """Move the bar to where the meter is."""
@@ -156,19 +160,25 @@ class _Engine:
             )
         self.say("drawing")
         results, weights = self.draw(mixture)
+        self.met.append(weights.margin.to(pilot.margin))
         final = Points.of(climbs.final)
         agreement = compare_routes(weights, climbs, plan["particles"], -log_tilt(mixture, final, mixture.shares))
         status, remedy = verdict(weights, climbs, agreement, _bound(pilot))
-        answer = better_route(weights, climbs)
+        pilot_hits = int((pilot.margin >= 0).sum()), len(pilot.u)
+        if status is Status.NO_HITS and pilot_hits[0]:
+            return {"method": "plain Monte Carlo (nothing else met the event again)", **counted(*pilot_hits)}
+        answer = better_route(weights, climbs) if weights.hits else smc_alone(weights, climbs)
+        if answer is weights and not status.believable:
+            answer = weights._replace(**carried(weights.log_prob, weights.std_error, weights.k_hat, weights.ess))
         posterior = {}
         if weights.hits and self.rows >= 4:
             rows = posterior_rows(results, self.rows)
             rows = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).to(rows.device)]
-            posterior = posterior_of(problem, problem.from_normal(rows.to(device)))
+            posterior = posterior_of(self.shown, problem.from_normal(rows.to(device)))
         self.say("done")
         whole = weights.draws // 4 * 4
         return {
-            "method": METHOD if answer is weights else "SMC, its importance weights being too uneven",
+            "method": _method(weights, answer),
             "log_prob": answer.log_prob, "std_error": answer.std_error, "status": status, "remedy": remedy,
             "evidence": {
                 "k_hat": weights.k_hat, "ess": weights.ess, "hits": float(weights.hits), "draws": float(weights.draws),
@@ -179,7 +189,7 @@ class _Engine:
             "posterior": posterior,
             "stats": {"log_weight": to_chains(weights.log_weight[:whole]), "margin": to_chains(weights.margin[:whole])},
             "history": {"rounds": {name: np.array([getattr(r, name) for r in rounds]) for name in Round._fields}},
-            "hits": (int((pilot.margin >= 0).sum()), len(pilot.u)) if status is Status.NO_HITS else None,
+            "hits": pilot_hits if status is Status.NO_HITS else None,
         }  # fmt: skip
 
     def draw_prior(self, draws: int) -> Pilot:
@@ -188,6 +198,7 @@ class _Engine:
         margin = self.problem.margin_of_normal(u.to(self.problem.dtype))
         if wrong := int(torch.isnan(margin).sum()):
             raise PreflightError(undefined_margins(wrong, draws))
+        self.met.append(margin)
         return Pilot(u, margin)
 
     def count(self, pilot: Pilot) -> dict[str, Any]:
@@ -203,7 +214,7 @@ class _Engine:
             hits, draws = hits + int((more.margin >= 0).sum()), draws + len(more.u)
             self.say("counting")
         x = self.problem.from_normal(torch.cat(rows)[: self.rows // 4 * 4])
-        posterior = posterior_of(self.problem, x) if len(x) >= 4 else {}
+        posterior = posterior_of(self.shown, x) if len(x) >= 4 else {}
         return {"method": "plain Monte Carlo (the event is common)", "posterior": posterior, **counted(hits, draws)}
 
     def draw(self, mixture: Mixture) -> tuple[list[dict[str, Any]], Weights]:
@@ -227,16 +238,24 @@ class _Engine:
 
     def nothing(self, pilot: Pilot, climbs: second.Climbs) -> dict[str, Any]:
         """Neither route met the event."""
+        flat = f", and every margin met is {float(pilot.margin[0]):.3g}, so nothing led anywhere" if climbs.values == 1 else ""
         hits = int((pilot.margin >= 0).sum()), len(pilot.u)
         return {
             "method": METHOD, "log_prob": math.nan, "std_error": math.nan,
             "status": Status.NO_HITS, "hits": hits,
             "remedy": (
-                "Neither searches nor SMC met a catastrophe: it cannot be reached under this input law, or max_calls is too "
+                f"Neither searches nor SMC met a catastrophe{flat}: it cannot be reached under this input law, or max_calls is too "
                 f"small. Only P < {_bound(pilot)} is known, from the prior's draws."
             ),
             "evidence": {"smc_runs": float(climbs.finished), "best_pilot_margin": float(pilot.margin.max())},
         }  # fmt: skip
+
+
+def _method(weights: Weights, answer: Weights) -> str:
+    if not weights.hits:
+        return "SMC alone" if math.isfinite(answer.log_prob) else METHOD
+    of_weights = answer.log_prob == weights.log_prob or math.isnan(answer.log_prob)
+    return METHOD if of_weights else "SMC, its importance weights being too uneven"
 
 
 def _bound(pilot: Pilot) -> str:

@@ -3,6 +3,8 @@ r"""Searches for the nearest catastrophes, many at once, by gradients that may h
 u <- (1 - step) u + step (grad . u - margin) grad / |grad|^2, the iteration of Hasofer, Lind, Rackwitz and Fiessler
 (doi:10.1016/0045-7949(78)90046-9): the nearest point to the origin of the linearised boundary. From each start on its own;
 where it comes to lie outside the event or turns in circles (a kink, a corner) its step is halved and the best point seen stands.
+Where the margin is flat in the event (clamped there, or saturated) the search halves its way back to the last point outside, and
+the normal is that of the last slope it met.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ def nearest_catastrophes(problem: RiskProblem, starts: Float[Tensor, "n d"], *, 
     distance = torch.full((len(u),), torch.inf, dtype=torch.float64, device=u.device)
     step, highest = torch.ones_like(distance), torch.full_like(distance, -torch.inf)
     was_inside = torch.zeros_like(distance, dtype=torch.bool)
+    outside, last_normal = torch.full_like(u, torch.nan), torch.zeros_like(u)
     active = torch.arange(len(u), device=u.device)
     for turn in range(steps):
         active = active[: calls // 2]
@@ -62,10 +65,13 @@ def nearest_catastrophes(problem: RiskProblem, starts: Float[Tensor, "n d"], *, 
         margin, normal = margin.double(), unit_normals(gradient)
         slope = torch.nan_to_num(gradient.double()).norm(dim=-1)
         inside = margin >= 0
+        sloping = slope > 0
+        last_normal[active] = torch.where(sloping[:, None], normal, last_normal[active])
+        outside[active] = torch.where(inside[:, None], outside[active], here)
         better = active[inside & (here.norm(dim=-1) < distance[active])]
         kept = torch.isin(active, better)
         gained = distance[active] - here.norm(dim=-1)
-        distance[better], best[better], best_normal[better] = here[kept].norm(dim=-1), here[kept], normal[kept]
+        distance[better], best[better], best_normal[better] = here[kept].norm(dim=-1), here[kept], last_normal[better]
         # Leaving the event again is what circling looks like.
         left = was_inside[active] & ~inside
         step[active] = torch.where(left, 0.5 * step[active], step[active])
@@ -80,8 +86,10 @@ def nearest_catastrophes(problem: RiskProblem, starts: Float[Tensor, "n d"], *, 
         step[active] = torch.where(circling, DAMPED, step[active])
         target = torch.where(circling[:, None], here + up[:, None] * normal, target)
         length = torch.where(circling, 1.0, step[active])
-        u[active] = here + torch.where((slope > 0)[:, None], length[:, None] * (target - here), 0.0)
+        back = (inside & ~sloping & outside[active].isfinite().all(-1))[:, None]
+        step_to = torch.where(sloping[:, None], length[:, None] * (target - here), 0.0)
+        u[active] = here + torch.where(back, (outside[active] - here) / 2, step_to)
         moving = (u[active] - here).norm(dim=-1) > STILL
-        active = active[(slope > 0) & moving & ~(inside & (gained.abs() < STILL) & (turn > 0))]
+        active = active[(sloping | back[:, 0]) & moving & ~(inside & (gained.abs() < STILL) & (turn > 0))]
     found = torch.isfinite(distance) & (best_normal.abs().sum(-1) > 0)
     return Found(best[found], best_normal[found])

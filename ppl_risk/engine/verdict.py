@@ -62,15 +62,30 @@ def better_route(weights: Weights, climbs: Climbs) -> Weights:
     return weights._replace(log_prob=climbs.log_prob, std_error=climbs.std_error)
 
 
+def smc_alone(weights: Weights, climbs: Climbs) -> Weights:
+    """SMC's number where no draw of the proposal met the event (nan where SMC has none either); nothing else knows it."""
+    return weights._replace(log_prob=climbs.log_prob, std_error=climbs.std_error)
+
+
 def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) -> tuple[Status, str]:
     """Status and remedy."""
     wrong = int(torch.isnan(weights.margin).sum())
     if wrong:
         return Status.REFUSED, undefined_margins(wrong, weights.draws)
+    if weights.hits == 0 and math.isfinite(climbs.log_prob):
+        return Status.ONE_ROUTE, (
+            f"SMC alone met the event and gives {decades(climbs.log_prob / LOG10)}; none of {weights.draws:,} draws around what was "
+            "found is a catastrophe, so nothing confirms it. Raise max_calls, or use ppl_risk.run_smc with more particles."
+        )
     if weights.hits == 0:
         return Status.NO_HITS, (
             f"Neither searches, nor SMC, nor {weights.draws:,} draws around their best points met a catastrophe: it cannot be "
             f"reached under this input law, or max_calls is too small. Only P < {bound} is known, from the prior's draws."
+        )
+    if climbs.values <= 2:
+        return Status.ONE_ROUTE, (
+            f"The margin takes {climbs.values} values (a flag): SMC has no levels to rise by and checks nothing. Return score - "
+            "threshold; for plain Monte Carlo alone a flag will do."
         )
     if agreement.sigmas > SIGMAS or agreement.sigmas < -SIGMAS_BELOW:
         return Status.ROUTES_DISAGREE, (

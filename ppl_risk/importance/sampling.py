@@ -22,6 +22,8 @@ from ppl_risk.risk_estimate import Status
 
 PILOT_SHARE = 0.25
 SMALLEST_ESS = 100.0
+#: k-hat above which the weights have no mean, and effective draws below which their sum is then no number at all.
+NO_MEAN, FEWEST_EFFECTIVE = 1.0, 10.0
 
 
 class Weighted(NamedTuple):
@@ -87,6 +89,18 @@ def log_mean_and_error(log_weight: Float[Tensor, " draws"]) -> tuple[float, floa
         return -math.inf, math.nan
     ratio = (log_weight - log_mean).exp()
     return log_mean, float(ratio.std()) / math.sqrt(count)
+
+
+def carried(log_prob: float, std_error: float, k_hat: float, ess: float) -> dict[str, float]:
+    """What may be shown of weights that are not believed: above k-hat 1 no error bar, and no number on a handful of draws.
+
+    Example:
+        >>> carried(-9.0, 0.3, 28.0, 2.0)
+        {'log_prob': nan, 'std_error': nan}
+    """
+    if not k_hat > NO_MEAN:
+        return {"log_prob": log_prob, "std_error": std_error}
+    return {"log_prob": log_prob if ess >= FEWEST_EFFECTIVE else math.nan, "std_error": math.nan}
 
 
 def verdict(result: ImportanceResult) -> tuple[Status, str]:

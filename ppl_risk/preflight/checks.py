@@ -12,6 +12,7 @@ from ppl_risk.errors import RiskError, first_line
 from ppl_risk.memory import is_out_of_memory
 from ppl_risk.network import is_half
 from ppl_risk.preflight.layers import mixing_layer, watching
+from ppl_risk.preflight.margins import not_real
 from ppl_risk.preflight.modules import Result, all_modules, mode, placement, tensors_of, weights
 from ppl_risk.problem import RiskProblem
 
@@ -73,17 +74,9 @@ def _shape_fault(problem: RiskProblem, x: Tensor) -> str:
             f"{name} returned shape {tuple(margin.shape)} for {rows} inputs; it must return one margin per row, "
             f"shape ({rows},). {hint}"
         )
-    if margin.dtype is torch.bool:
-        return (
-            f"{name} returned booleans. A margin is wanted, real-valued and >= 0 where the catastrophe happens: levels and "
-            "gradients have nothing to climb on otherwise. Return e.g. score - threshold, or .float() - 0.5 for "
-            "plain Monte Carlo."
-        )
     if margin.is_complex():
         return f"{name} returned complex numbers ({margin.dtype}); return a real margin, e.g. margin.abs() - threshold."
-    if not margin.is_floating_point():
-        return f"{name} returned {margin.dtype}; return a floating margin, e.g. margin.float()."
-    return ""
+    return not_real(name, margin)
 
 
 def _memory(problem: RiskProblem) -> Result:
@@ -113,11 +106,16 @@ def _outputs(problem: RiskProblem) -> Result:
     with watching(problem, look):
         margin = problem.run(x)
     wrong = int((~torch.isfinite(margin)).sum())
-    if wrong:
+    if bool(torch.isnan(margin).any()) or wrong == len(margin):
         where = f' The first module to return one is "{culprit[0]}".' if culprit else ""
         return "error", (
             f"{wrong} of 64 margins are NaN or infinite.{where} A NaN margin counts as no catastrophe, so any probability "
             "would be wrong. Look for log(0), division by zero or overflow there."
+        )
+    if wrong:
+        return "note", (
+            f"{wrong} of 64 margins are infinite: +inf counts as a catastrophe and -inf as none. If that is overflow, or the "
+            "logarithm of a rounded 0, clamp the score."
         )
     return "64 margins, all finite"
 

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import torch
 
+from ppl_risk.errors import undefined_margins
 from ppl_risk.problem import RiskProblem
 
 
 def reachable(problem: RiskProblem, draws: int) -> tuple[str, str]:
     """Whether it is: "ok" or "note", and what was found by pilot draws and gradient ascent."""
     margin = problem.margin(problem.sample(draws))
+    if wrong := int(torch.isnan(margin).sum()):
+        return "error", undefined_margins(wrong, draws)
     hits, best = int((margin >= 0).sum()), float(margin.max())
+    if hits == draws:
+        return "note", (
+            f"All {draws} pilot draws are catastrophes, so P would be about 1. Is the sign of the margin right, and the threshold "
+            "subtracted? Catastrophe is margin >= 0."
+        )
     if hits > draws // 10:
         return "note", (
             f"{hits} of {draws} pilot draws are catastrophes (P about {hits / draws:.2f}): not rare, plain Monte Carlo will "
@@ -18,13 +26,19 @@ def reachable(problem: RiskProblem, draws: int) -> tuple[str, str]:
         )
     if hits:
         return "ok", f"{hits} of {draws} pilot draws are catastrophes"
-    if float(margin.std()) == 0.0:
+    if bool((margin == margin[0]).all()):
         return "note", (
             f"All {draws} pilot draws have the margin {best:.3g}: there is nothing to climb on. Return a margin that grows "
             "towards the catastrophe."
         )
     with torch.enable_grad():
-        best = max(best, _climb(problem))
+        climbed, undefined = _climb(problem)
+    if undefined:
+        return "note", (
+            f"No catastrophe in {draws} pilot draws, and gradient ascent from them meets margins that are NaN: methods that look "
+            "further out than the law's own draws will refuse. Look for log(0), division by zero or overflow in the network."
+        )
+    best = max(best, climbed)
     if best >= 0:
         return "ok", f"no catastrophe in {draws} pilot draws, but gradient ascent finds one"
     return "note", (
@@ -33,15 +47,17 @@ def reachable(problem: RiskProblem, draws: int) -> tuple[str, str]:
     )
 
 
-def _climb(problem: RiskProblem, starts: int = 16, steps: int = 40) -> float:
-    """Highest margin on normalised gradient ascent in the normal space, from several starts."""
+def _climb(problem: RiskProblem, starts: int = 16, steps: int = 40) -> tuple[float, bool]:
+    """Highest margin on normalised gradient ascent in the normal space, from several starts; and whether one was NaN."""
+    best = -torch.inf
     try:
         u = torch.randn(starts, problem.transport.dimension, device=problem.device)
-    except ValueError:
-        return -torch.inf
-    best = -torch.inf
-    for _ in range(steps):
-        margin, gradient = problem.margin_and_gradient(u)
-        best = max(best, float(margin.max()))
-        u = u + 0.25 * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-    return best
+        for _ in range(steps):
+            margin, gradient = problem.margin_and_gradient(u)
+            if bool(torch.isnan(margin).any()):
+                return best, True
+            best = max(best, float(margin.max()))
+            u = u + 0.25 * gradient / gradient.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    except (ValueError, RuntimeError):  # no map from normals; no graph to differentiate
+        pass
+    return best, False

@@ -41,6 +41,11 @@ class Unsaturated(RiskProblem):
         self._chain = Chain(())
 
     @property
+    def bound(self) -> float:
+        """c, where the margin's last functions pass 0."""
+        return self._chain.bound
+
+    @property
     def _meters(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Calls are booked where those of the problem itself are."""
         return self.__dict__["saturated"]._meters if "saturated" in self.__dict__ else []

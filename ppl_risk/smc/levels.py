@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ppl_risk.importance.pareto import effective_sample_size
 from ppl_risk.problem import RiskProblem
-from ppl_risk.smc.moves import MOVES, State, cat, take
+from ppl_risk.smc.moves import MOVES, State, cat, flat_at, take
 from ppl_risk.smc.resampling import systematic
 
 TARGET_ACCEPTANCE = 0.4
@@ -33,10 +33,18 @@ STICKY, FREE, LARGEST_THIN = 0.5, 0.25, 64
 #: Levels in a row that gain less than this share of the margin's spread mean that the particles have stopped rising.
 SMALLEST_GAIN = 1e-4
 PATIENCE = 5
+#: Share of the wanted survivors below which ties have left fewer.
+ENOUGH = 0.9
+#: Share of particles without a slope, or of line moves that lead there, above which these leave out a part of the event.
+FLAT = 0.01
 
 
 class Level(NamedTuple):
-    """What happened at one level; the fields are those of the /smc_history group."""
+    """What happened at one level; the fields are those of the /smc_history group.
+
+    `survivors` is the number of different particles above the level where ties left fewer than were asked for (else nan), `flat`
+    the share of particles without a slope, or of line moves that lead there.
+    """
 
     threshold: float
     log_ratio: float
@@ -46,6 +54,8 @@ class Level(NamedTuple):
     n_unique: float = math.nan
     autocorrelation: float = math.nan
     thin: float = math.nan
+    survivors: float = math.nan
+    flat: float = math.nan
 
 
 class Tuning(NamedTuple):
@@ -116,7 +126,8 @@ def run_levels(
     levels: list[Level] = []
     survival: list[tuple[float, Tensor, Tensor]] = []
     log_prob, stalled, threshold = 0.0, 0, -math.inf
-    spread = float(state.margin.std()) or 1.0
+    finite = state.margin[torch.isfinite(state.margin)]
+    spread = (float(finite.std()) if len(finite) > 1 else 0.0) or 1.0
     while len(levels) < max_levels:
         previous = threshold
         if fixed_levels is None:
@@ -126,16 +137,23 @@ def run_levels(
                 threshold = min(0.0, float(above.min())) if len(above) else previous
         else:
             threshold = min(0.0, fixed_levels[len(levels)]) if len(levels) < len(fixed_levels) else 0.0
+        wanted = tuning.keep * count if fixed_levels is None else 0.0
         survival.append((log_prob, state.margin, log_weight))
         alive = torch.where(state.margin >= threshold, log_weight, -torch.inf)
         log_ratio = float(alive.double().logsumexp(0)) - math.log(len(alive))
         log_prob += log_ratio
-        level = Level(threshold, log_ratio, effective_sample_size(alive))
+        level = Level(threshold, log_ratio, effective_sample_size(alive), survivors=_tied(state, alive, wanted))
         if not math.isfinite(log_prob) or threshold >= 0:
             levels.append(level)
             break
         seeds = take(state, systematic(alive, max(2, round(tuning.keep * count))))
-        state, found, tuning = refresh(problem, seeds, threshold, count, tuning)
+        new, found, carried = refresh(problem, seeds, threshold, count, tuning)
+        if may_switch and found["flat"] > FLAT:
+            # A line needs a slope at both its ends: into the event of a clamped margin no move is accepted. Once more without.
+            seeds = take(state, systematic(alive, max(2, round(PCN_KEEP * count))))._replace(gradient=None)
+            new, again, carried = refresh(problem, seeds, threshold, count, Tuning("pcn", PCN_KEEP))
+            found = again | {"flat": found["flat"]}
+        state, tuning = new, carried
         if watch is not None:
             watch(state)
         levels.append(level._replace(**found))
@@ -166,6 +184,7 @@ def refresh(
     states, current, steps = [seeds], seeds, list(tuning.steps)
     shares = _shares_to_try(tuning, seeds.u.shape[1])
     jumps, rates, tried = dict.fromkeys(shares, 0.0), [], dict.fromkeys(shares, 0)
+    flat = [float(flat_at(seeds).double().mean())] if seeds.gradient is not None else [0.0]
     for _ in range(chain):
         for _ in range(tuning.thin):
             # Each share once, then the one that moved the particles furthest; every step is a valid move.
@@ -173,6 +192,7 @@ def refresh(
             new, accept = MOVES[tuning.move](problem, current, level, steps[index], SHARES[index])
             rates.append(float(accept.float().mean()))
             tried[index] += 1
+            flat += [] if new.barred is None else [float(new.barred.double().mean())]
             jumps[index] = float((new.u - current.u).square().sum(-1).mean())
             # Robbins and Monro on the logit of the step, within (0, 1).
             logit = math.log(steps[index] / (1 - steps[index]))
@@ -184,9 +204,16 @@ def refresh(
     thin = tuning.thin * 2 if sticky > STICKY else max(1, tuning.thin // 2) if sticky < FREE else tuning.thin
     found = {
         "acceptance": sum(rates) / len(rates), "step_size": steps[0], "n_unique": float(len(torch.unique(seeds.u[:, 0]))),
-        "autocorrelation": sticky, "thin": float(tuning.thin),
+        "autocorrelation": sticky, "thin": float(tuning.thin), "flat": max(flat),
     }  # fmt: skip
     return cat(states), found, tuning._replace(steps=tuple(steps), thin=min(thin, LARGEST_THIN))
+
+
+def _tied(state: State, alive: Float[Tensor, " particles"], wanted: float) -> float:
+    """How many different particles survive, where they are clearly fewer than wanted; nan elsewhere."""
+    if not effective_sample_size(alive) < ENOUGH * wanted:
+        return math.nan
+    return float(len(state.u[torch.isfinite(alive)].double().sum(-1).unique()))
 
 
 def _shares_to_try(tuning: Tuning, dimension: int) -> list[int]:

@@ -28,14 +28,20 @@ from ppl_risk.problem import RiskProblem
 
 SLACK = 0.2
 FAR = 4.0
+#: Tail lengths (1 / height) below a particle at which its linearised bound is cut: where the slope runs out it lies far too deep.
+DEEPEST = 6.0
 
 
 class State(NamedTuple):
-    """Particles in the normal space: u (particles, d), margin (particles,), and the margin's gradient where moves use it."""
+    """Particles in the normal space: u (particles, d), margin (particles,), and the margin's gradient where moves use it.
+
+    `barred` marks those whose last proposal lay above the level where the margin has no slope (line moves only).
+    """
 
     u: Tensor
     margin: Tensor
     gradient: Tensor | None = None
+    barred: Tensor | None = None
 
 
 #: (problem, state, level, step size, share of the coordinates) -> (new state, which particles moved)
@@ -117,14 +123,21 @@ class _Line(NamedTuple):
     bound: Tensor
 
 
+def flat_at(state: State) -> Bool[Tensor, " particles"]:
+    """Particles at which the margin has no slope to speak of."""
+    assert state.gradient is not None
+    return state.gradient.double().norm(dim=-1) <= 1e-12 * (1 + state.margin.double().abs())
+
+
 def _line(state: State, level: float) -> _Line:
     assert state.gradient is not None
     u, gradient = state.u.double(), state.gradient.double()
-    slope = gradient.norm(dim=-1)
-    flat = slope <= 1e-12 * (1 + state.margin.double().abs())
+    slope, flat = gradient.norm(dim=-1), flat_at(state)
     normal = torch.where(flat[:, None], 0.0, gradient / slope.clamp(min=1e-300)[:, None])
     height = (normal * u).sum(-1)
     bound = height - (state.margin.double() - level) / slope.clamp(min=1e-300)
+    # Any function of the particle will do; a straight margin puts one in e^6 further down, so hardly any move changes.
+    bound = torch.maximum(bound, height - DEEPEST / height.clamp(min=1.0))
     # Lowered by a fifth of the tail's own length: where the margin bends, the way back must stay open.
     bound = bound - SLACK / bound.clamp(min=1.0)
     return _Line(normal, height, torch.where(flat, -torch.inf, bound.clamp(min=-30.0)))
@@ -178,8 +191,10 @@ def gradient(
         + _log_density(old, u, _line(new, level), step)
         - _log_density(u, old, here, step)
     )
-    accept = (new.margin >= level) & (torch.rand_like(ratio).log() < ratio)
-    return _choose(accept, new, state), accept
+    above = new.margin >= level
+    accept = above & (torch.rand_like(ratio).log() < ratio)
+    barred = above & flat_at(new) & torch.isfinite(here.bound)
+    return _choose(accept, new, state)._replace(barred=barred), accept
 
 
 MOVES: dict[str, Move] = {"pcn": pcn, "gibbs": gibbs, "gradient": gradient}

@@ -17,17 +17,21 @@ from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
 from ppl_risk.parallel import plan_units, run_units
 from ppl_risk.posterior import posterior_of
-from ppl_risk.preflight import require_sound
+from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
-from ppl_risk.smc.levels import Level, Run
+from ppl_risk.smc.levels import FLAT, Level, Run
 from ppl_risk.smc.moves import MOVES
 from ppl_risk.smc.units import climb, run_of, start_of
 
 #: Relative spread of the mean of the runs above which they are said to disagree.
 LARGEST_ERROR = 0.5
 SMALLEST_ACCEPTANCE = 0.02
+#: Different particles below which a level where margins tie rests on luck; such runs are low together.
+FEWEST_SURVIVORS = 5
+#: Hits among the first draws of every run from which a flag is counted well enough.
+SMALLEST_HITS = 20
 
 
 def _guide(call: str, name: str, value: Any) -> Any:
@@ -88,10 +92,11 @@ def run_smc(
             f"At least 2 runs of 20 particles are needed for an interval, got runs={runs}, particles={particles}."
         )
     started = time.perf_counter()
-    require_sound(problem)
+    first_look = require_sound(problem)
+    work = first_look.units.problem
     with problem.metered() as meter:
         may_switch = moves is None
-        moves = moves or ("gradient" if has_gradient(problem) else "pcn")
+        moves = moves or ("gradient" if has_gradient(work) else "pcn")
         proposal = _start(problem, guide)
         told = {
             "particles": int(particles), "keep": float(keep), "moves": moves, "may_switch": may_switch,
@@ -99,9 +104,9 @@ def run_smc(
             "levels": None if levels is None else [float(level) for level in levels], "start": start_of(proposal),
         }  # fmt: skip
         # A key is read only where results outlive this call.
-        known = "" if engine is None and folder is None else problem
+        known = "" if engine is None and folder is None else work
         found = run_units(
-            plan_units(known, "SMC", [told] * runs, seed=seed), climb, (problem, proposal), engine=engine, folder=folder,
+            plan_units(known, "SMC", [told] * runs, seed=seed), climb, (work, proposal), engine=engine, folder=folder,
             progress=progress, note=lambda run: f"log10 p {run['log_prob'] / LOG10:.2f}",
         )  # fmt: skip
         results = [run_of(run, problem.device) for run in found]
@@ -116,8 +121,8 @@ def run_smc(
     history = _history([r.levels for r in results])
     first = _first_draws(results, round(float(proposal.shares[0]) * particles))
     bound = decades(clopper_pearson(*first, 0.9)[1] / LOG10)
-    status, remedy = _verdict(results, std_error, history["acceptance"], bound, max_levels)
-    return RiskEstimate(
+    status, remedy = _verdict(results, std_error, history, bound, max_levels, may_switch)
+    estimate = RiskEstimate(
         method=f"SMC {moves}" + (" from a guide" if guide is not None else ""),
         log_prob=log_prob, std_error=std_error, status=status, remedy=remedy, dof=runs - 1.0,
         **problem.cost(meter),
@@ -131,6 +136,7 @@ def run_smc(
         posterior=posterior, history={"smc_history": history}, survival=_survival(results),
         settings={"particles": particles, "runs": runs, "keep": keep, "moves": moves, "guide": guide is not None},
     )  # fmt: skip
+    return last_look(estimate, problem, first_look, torch.cat([margin for r in results for _, margin, _ in r.survival]))
 
 
 def has_gradient(problem: RiskProblem) -> bool:
@@ -170,9 +176,10 @@ def _first_draws(results: list[Run], prior_rows: int) -> tuple[int, int]:
 
 
 def _verdict(
-    results: list[Run], std_error: float, acceptance: np.ndarray, bound: str, max_levels: int
+    results: list[Run], std_error: float, history: dict[str, np.ndarray], bound: str, max_levels: int, may_switch: bool
 ) -> tuple[Status, str]:
     reached = sum(math.isfinite(r.log_prob) for r in results)
+    values = np.unique(np.concatenate([margin.cpu().numpy() for r in results for _, margin, _ in r.survival]))
     if reached == 0:
         best = max(r.best_margin for r in results)
         if max(len(r.levels) for r in results) >= max_levels:
@@ -180,16 +187,37 @@ def _verdict(
                 f"After {max_levels} levels the particles were still rising, at margin {best:.3g}; catastrophe is >= 0. Only "
                 f"P < {bound} is known, from the first draws. Raise max_levels."
             )
+        if len(values) == 1:
+            return Status.NO_HITS, (
+                f"Every particle stayed at margin {best:.3g}: there is nothing for particles to rise by. Only P < {bound} is known, from the "
+                "first draws. Return a margin that grows towards the catastrophe, e.g. score - threshold."
+            )
         return Status.NO_HITS, (
             f"The particles stopped at margin {best:.3g}, catastrophe is >= 0: it cannot be reached under this input law, or "
             f"the search is stuck. Only P < {bound} is known, from the first draws. Raise particles."
+        )
+    # A flag can be counted: that is what the first draws do where they meet the event often enough.
+    if len(values) <= 2 and min(int((r.first_margin >= 0).sum()) for r in results) < SMALLEST_HITS:
+        return Status.DEGENERATE, (
+            f"The margin takes {len(values)} values (a flag), so there are no levels between and SMC only counts. Return score - "
+            "threshold, or use ppl_risk.monte_carlo with many calls."
         )
     if reached < len(results) or not std_error <= LARGEST_ERROR:
         return Status.RUNS_DISAGREE, (
             f"{reached} of {len(results)} runs reached the event, relative error {std_error:.2f}. Use more particles, or start "
             "from a guide: run_smc(problem, guide=fit_svi(problem).guide)."
         )
-    if float(np.nanmin(np.append(acceptance, 1.0))) < SMALLEST_ACCEPTANCE:
+    survivors = float(np.nanmin(np.append(history["survivors"], np.inf)))
+    if survivors < FEWEST_SURVIVORS:
+        return Status.DEGENERATE, (
+            f"Margins tie (a step, a rounding, a flag, a saturated sigmoid): {survivors:.0f} particles carried a level. Return what is in "
+            "front of the step or the last sigmoid, or use more particles."
+        )
+    # "gradient" asked for by name stays though the slope ends: between clamped and sloping parts hardly a particle then moves.
+    flat = history["flat"][np.isfinite(history["flat"])]
+    if not may_switch and bool(((flat > FLAT) & (flat < 1)).any()):
+        return Status.DEGENERATE, "The margin has no slope on a part of the way. Leave `moves` to its default, or use moves='pcn'."
+    if float(np.nanmin(np.append(history["acceptance"], 1.0))) < SMALLEST_ACCEPTANCE:
         return Status.DEGENERATE, "Hardly a move was accepted at some level. Use more particles or moves='gradient'."
     return Status.OK, ""
 
@@ -212,7 +240,13 @@ def _weighted_median(value: Tensor, log_weight: Tensor) -> float:
 def _survival(results: list[Run], points: int = 80) -> tuple[np.ndarray, np.ndarray]:
     """log Pr[margin > t] on a common grid: per run from the level below t, averaged over the runs that got that far."""
     low = float(np.median([_weighted_median(*r.survival[0][1:]) for r in results]))
-    grid = np.linspace(low, max(r.best_margin for r in results), points)
+    known = torch.cat([margin for r in results for _, margin, _ in r.survival])
+    known = known[torch.isfinite(known)]
+    if not len(known):
+        return np.zeros(0), np.zeros(0)
+    high = max(r.best_margin for r in results)
+    low, high = (bound if math.isfinite(bound) else float(end) for bound, end in ((low, known.min()), (high, known.max())))
+    grid = np.linspace(low, high, points)
     curves = np.full((len(results), points), -np.inf)
     for row, run in enumerate(results):
         starts = [-np.inf] + [level.threshold for level in run.levels]

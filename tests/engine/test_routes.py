@@ -9,7 +9,7 @@ from builders import assert_means, linear_gaussian, two_sided
 from ppl_risk import Status
 from ppl_risk.engine.climbs import Climbs
 from ppl_risk.engine.final import KEPT, chunk, name_of, posterior_rows, weigh
-from ppl_risk.engine.verdict import Agreement, better_route, compare_routes, verdict
+from ppl_risk.engine.verdict import Agreement, better_route, compare_routes, smc_alone, verdict
 from ppl_risk.importance.gated import Gate, Gated, Tilted
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.parallel import plan_units, run_units
@@ -135,6 +135,19 @@ def test_no_hit_is_a_bound_and_no_number():
     status, remedy = judged(torch.full((100,), -torch.inf, dtype=torch.float64), climbs(math.nan, math.nan, 4))
     assert status is Status.NO_HITS
     assert "P < 1.0e-04" in remedy
+
+
+def test_smc_alone_is_one_route_with_its_number():
+    """SMC met the event and no draw of the proposal did: its number is shown and not believed."""
+    none = torch.full((100,), -torch.inf, dtype=torch.float64)
+    status, remedy = judged(none, climbs())
+    assert status is Status.ONE_ROUTE
+    assert "SMC alone met the event" in remedy
+    assert smc_alone(weights_of(none), climbs()).log_prob == climbs().log_prob
+
+
+def test_a_flag_gives_smc_nothing_to_rise_by():
+    assert judged(even(), climbs()._replace(values=2))[0] is Status.ONE_ROUTE
 
 
 def test_one_undefined_margin_is_one_too_many():
