@@ -23,7 +23,7 @@ from ppl_risk.crude_monte_carlo import counted
 from ppl_risk.engine import climbs as second
 from ppl_risk.engine.adapt import Round, adapt, log_tilt
 from ppl_risk.engine.explore import Pilot, first_evidence, search, search_rays
-from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, name_of, posterior_rows, weigh
+from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, is_chunk, name_of, posterior_rows, weigh
 from ppl_risk.engine.verdict import better_route, compare_routes, verdict
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.identity import fingerprint
@@ -139,7 +139,7 @@ class _Engine:
         )
         plan = second.plan(int((CLIMBS if smooth else BLIND_CLIMBS) * self.planned), guess)
         runs = plan_units(self.identity, "engine-SMC", [plan] * second.RUNS, seed=self.seeds[1])
-        climbs = second.gather(run_units(runs, second.climb, problem, **self.units), device)
+        climbs = second.gather(run_units(runs, second.climb, problem, sound=second.is_climb, **self.units), device)
         self.say("fitting")
         with seeded(self.seeds[2], device):
             if found is None:
@@ -216,7 +216,8 @@ class _Engine:
         wave = WAVE if self.target_cv is not None else len(plan)
         results: list[dict[str, Any]] = []
         while len(results) < len(plan):
-            results += run_units(plan[len(results) : len(results) + wave], chunk, (self.problem, mixture), **self.units)
+            some = plan[len(results) : len(results) + wave]
+            results += run_units(some, chunk, (self.problem, mixture), sound=is_chunk, **self.units)
             weights = weigh(results, len(mixture.laws))
             self.say("drawing")
             if self.target_cv is not None and weights.std_error <= self.target_cv and weights.ess > SMALLEST_ESS:

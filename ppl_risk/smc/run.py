@@ -14,7 +14,7 @@ from torch import Tensor
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
-from ppl_risk.parallel import plan_units, run_units
+from ppl_risk.parallel import folder_of, plan_units, run_units
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
@@ -22,7 +22,7 @@ from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.smc.levels import Level, Run
 from ppl_risk.smc.moves import MOVES
-from ppl_risk.smc.units import climb, run_of, start_of
+from ppl_risk.smc.units import climb, is_run, run_of, start_of
 
 #: Relative spread of the mean of the runs above which they are said to disagree.
 LARGEST_ERROR = 0.5
@@ -89,10 +89,11 @@ def run_smc(
             "levels": None if levels is None else [float(level) for level in levels], "start": start_of(proposal),
         }  # fmt: skip
         # A key is read only where results outlive this call.
+        folder = folder_of(folder)
         known = "" if engine is None and folder is None else problem
         found = run_units(
             plan_units(known, "SMC", [told] * runs, seed=seed), climb, (problem, proposal), engine=engine, folder=folder,
-            progress=progress, note=lambda run: f"log10 p {run['log_prob'] / LOG10:.2f}",
+            progress=progress, note=lambda run: f"log10 p {run['log_prob'] / LOG10:.2f}", sound=is_run,
         )  # fmt: skip
         results = [run_of(run, problem.device) for run in found]
         rows = [r.posterior for r in results if len(r.posterior)]
