@@ -30,7 +30,7 @@ from ppl_risk.identity import fingerprint
 from ppl_risk.importance.gated import Points
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.importance.sampling import SMALLEST_ESS
-from ppl_risk.parallel import chunks, plan_units, run_units
+from ppl_risk.parallel import chunks, plan_units, run_units, tried_twice
 from ppl_risk.parallel.plan import unmetered
 from ppl_risk.posterior import posterior_of, to_chains
 from ppl_risk.preflight import PREFLIGHT_CALLS, require_sound
@@ -97,7 +97,9 @@ def estimate(
         # Taken whether or not a key is read: the answer must not depend on who does the work.
         meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
-        fields = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units).run()
+        engine = _Engine(problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
+        # Everything in it has seeds of its own, so a second try finds the units of the first, and the same bits.
+        fields = tried_twice(problem, engine.run, "The estimate")
     return RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         settings={"max_calls": max_calls, "target_cv": target_cv},

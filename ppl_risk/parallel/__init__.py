@@ -11,10 +11,13 @@ last 0.2 s or more. Killed workers, and a killed driver that is started again wi
 bit for bit.
 """
 
+from ppl_risk.parallel.chain import run_chain, tried_twice
 from ppl_risk.parallel.forms import fits
 from ppl_risk.parallel.journal import folder_of, units_folder
 from ppl_risk.parallel.loop import run_units
 from ppl_risk.parallel.plan import Unit, chunks, plan_units
 from ppl_risk.parallel.records import digest
 
-__all__ = ["Unit", "chunks", "digest", "fits", "folder_of", "plan_units", "run_units", "units_folder"]
+__all__ = [
+    "Unit", "chunks", "digest", "fits", "folder_of", "plan_units", "run_chain", "run_units", "tried_twice", "units_folder",
+]  # fmt: skip

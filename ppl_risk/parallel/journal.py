@@ -30,22 +30,22 @@ _FOLDER: ContextVar[Path | None] = ContextVar("units_folder", default=None)
 
 
 @contextmanager
-def units_folder(path: str | Path) -> Iterator[Path]:
+def units_folder(path: str | Path | None) -> Iterator[None]:
     """Every call in the block that can keep units keeps them in `path`, unless it names a folder of its own.
 
     A call that was stopped goes on from there when it is made again, in this process or in another, with the same bits.
 
     Args:
-        path: a folder; it is made when the first unit is kept.
+        path: a folder; it is made when the first unit is kept. None: nothing is kept in the block.
 
     Example:
         >>> with units_folder("runs/0001/smc"):
         ...     folder_of(None) == Path("runs/0001/smc"), folder_of("mine") == Path("mine")
         (True, True)
     """
-    before = _FOLDER.set(Path(path))
+    before = _FOLDER.set(None if path is None else Path(path))
     try:
-        yield Path(path)
+        yield
     finally:
         _FOLDER.reset(before)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from torch import Tensor
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
-from ppl_risk.parallel import folder_of, plan_units, run_units
+from ppl_risk.parallel import folder_of, plan_units, run_units, tried_twice
+from ppl_risk.parallel.loop import undone_if_it_fails
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
@@ -102,7 +104,8 @@ def run_smc(
             shortest = min(map(len, rows))
             with seeded(seed, problem.device):
                 together = torch.cat([r[torch.randperm(len(r), device=r.device)[:shortest]] for r in rows])
-            posterior = posterior_of(problem, problem.from_normal(together), chains=runs)
+            x = problem.from_normal(together)
+            posterior = tried_twice(problem, lambda: posterior_of(problem, x, chains=runs), "The posterior of SMC")
     log_prob, std_error = combine(np.array([r.log_prob for r in results]))
     history = _history([r.levels for r in results])
     first = _first_draws(results, round(float(proposal.shares[0]) * particles))
@@ -128,10 +131,13 @@ def has_gradient(problem: RiskProblem) -> bool:
     """Whether the margin can be differentiated and is not flat everywhere that was looked."""
     with seeded(0, problem.device):
         u = torch.randn(8, problem.transport.dimension, device=problem.device)
-    try:
-        return bool((problem.margin_and_gradient(u)[1] != 0).any())
-    except RuntimeError:  # what torch raises where there is no graph
-        return False
+    for last in (False, True):  # what fails once, for want of memory say, must not decide how the particles move
+        try:
+            with nullcontext() if last else undone_if_it_fails([problem]):
+                return bool((problem.margin_and_gradient(u)[1] != 0).any())
+        except RuntimeError:  # what torch raises where there is no graph
+            continue
+    return False
 
 
 def _start(problem: RiskProblem, guide: Guide | None) -> Proposal:
