@@ -139,8 +139,8 @@ def _client(engine: Any) -> Iterator[Any]:
         client = Client(engine, timeout=CONNECT, set_as_default=False)
     except Exception as error:  # whatever listens there may say anything
         raise RiskError(
-            f"No scheduler answers at {engine} ({type(error).__name__}: {first_line(error)}). Start one with `dask scheduler` and workers with "
-            "`dask worker ADDRESS --nthreads 1`, or leave engine out."
+            f"No scheduler answers at {engine} ({type(error).__name__}: {first_line(error)}). Start one with "
+            "`dask scheduler` and workers with `dask worker ADDRESS --nthreads 1`, or leave engine out."
         ) from error
     with client:
         yield client

@@ -27,11 +27,11 @@ GRACE, RESTART = 1, 60
 #: Seconds for a worker to answer a question.
 ANSWER = 10
 
-_LIMIT: ContextVar[float | None] = ContextVar("unit_limit", default=None)
+_LIMIT: ContextVar[int | float | None] = ContextVar("unit_limit", default=None)
 
 
 @contextmanager
-def unit_limit(seconds: float | None) -> Iterator[None]:
+def unit_limit(seconds: int | float | None) -> Iterator[None]:
     """On workers, a unit that is given up after so many seconds without any unit finishing; None (the default): never.
 
     A unit that hangs cannot be told from one that takes long, so there is no limit until one is set. What is given up counts as a
@@ -57,7 +57,7 @@ def unit_limit(seconds: float | None) -> Iterator[None]:
         _LIMIT.reset(before)
 
 
-def limit_of_a_unit() -> float | None:
+def limit_of_a_unit() -> int | float | None:
     """The limit of the block."""
     return _LIMIT.get()
 
@@ -102,7 +102,7 @@ def versions() -> tuple[str, str, str]:
     return torch.__version__.split("+")[0], version("ppl-risk"), SOURCES
 
 
-def answers(address: str, seconds: float) -> None:
+def answers(address: str, seconds: int | float) -> None:
     """Return once the scheduler has said who it is.
 
     Raises:
@@ -131,7 +131,7 @@ def answers(address: str, seconds: float) -> None:
         raise ValueError("it is not a dask scheduler")
 
 
-def same_library(client: Any, seconds: float) -> None:
+def same_library(client: Any, seconds: int | float) -> None:
     """Another torch gives other bits, another ppl_risk perhaps another method.
 
     Raises:
@@ -197,7 +197,9 @@ def free(client: Any, call: str, suspects: Sequence[str]) -> str:
     return ""
 
 
-def _ask(client: Any, question: Any, told: tuple[Any, ...], workers: Sequence[str], seconds: float) -> dict[str, Any]:
+def _ask(
+    client: Any, question: Any, told: tuple[Any, ...], workers: Sequence[str], seconds: int | float
+) -> dict[str, Any]:
     """What every worker answers in time; the error where one does not."""
 
     async def one(worker: str) -> Any:
