@@ -23,6 +23,8 @@ from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.guides.ascent import SETTLING, Ascent
+from ppl_risk.importance.places import disagreement, evidence_of, missed, places_of
+from ppl_risk.importance.proposal import component_means
 from ppl_risk.importance.sampling import ImportanceResult, carried, importance_sample, resample, verdict
 from ppl_risk.parallel import digest, fits, folder_of, run_chain, tried_twice, units_folder
 from ppl_risk.posterior import posterior_of, to_chains
@@ -34,6 +36,8 @@ from ppl_risk.risk_estimate import RiskEstimate, Status
 #: A fit, and a set of draws, are kept in so many parts at most; those of a fit take at most so many bytes together.
 PARTS, LARGEST_KEPT = 8, 64 * 2**20
 
+#: Decades by which draws around every place found may stand above the number, beyond twice their error.
+LEFT_OUT = 0.05
 #: Said where a family of laws over layers was asked for and there are none.
 ONE_SITE = (
     "No layers were found behind the network, so the input is the only site and all families are laws of the input alone: to "
@@ -102,7 +106,7 @@ def fit_svi(
     started = time.perf_counter()
     first_look = require_sound(problem, slope=True)
     work = first_look.units.problem
-    fit_seed, draw_seed = child_seeds(seed, 2)
+    fit_seed, draw_seed, look_seed = child_seeds(seed, 3)
     with problem.metered() as meter, units_folder(folder_of(folder)):
 
         def fitted() -> Fit:
@@ -119,8 +123,18 @@ def fit_svi(
         fit = tried_twice(problem, fitted, "SVI fit")
         with seeded(draw_seed, problem.device):
             result, posterior = tried_twice(problem, drawn, "SVI draws")
-    status, remedy = verdict(result)
-    if not status.believable and status is not Status.NO_HITS and not fit.converged:
+        status, remedy = verdict(result)
+        elsewhere: dict[str, float] = {}
+        if status.believable:
+            # Weights cannot know of a place that no draw of the guide came to.
+            with seeded(look_seed, problem.device):
+                places = places_of(work, component_means(fit.guide.input_law()), result.log_prob)
+            elsewhere = evidence_of(places)
+            if missed(places, result.log_prob) > LEFT_OUT:
+                status, remedy = Status.ROUTES_DISAGREE, (
+                    f"{disagreement(places, result.log_prob, 'guide')} Use ppl_risk.estimate, or a family with input=Mixture()."
+                )
+    if status not in (Status.OK, Status.ROUTES_DISAGREE, Status.NO_HITS) and not fit.converged:
         status, remedy = Status.NOT_CONVERGED, "The ELBO was still moving: use more steps. " + remedy
     sites = len(fit.guide.site_names())
     if sites == 1 and family.coordinates == "activation":
@@ -138,6 +152,7 @@ def fit_svi(
         evidence={
             "k_hat": result.k_hat, "ess": result.ess, "hits": float(result.hits), "draws": float(draws),
             "elbo_error": fit.elbo_error, "converged": float(fit.converged), "sites": float(sites),
+            **elsewhere,
         },
         posterior=posterior,
         stats={"log_weight": to_chains(result.draws.log_weight[:rows]), "margin": to_chains(result.draws.margin[:rows])},

@@ -20,8 +20,9 @@ from ppl_risk.risk_estimate import LOG10, RiskEstimate
 
 #: Rows behind a threshold and, other rows, behind the truth.
 THRESHOLD_ROWS, TRUTH_ROWS, CHUNK = 200_000, 1_000_000, 50_000
-#: OK is wrong beyond this many decades where it is also beyond four standard errors, its own and the truth's together.
-DECADES, SIGMAS = 0.15, 4.0
+#: Decades beyond which OK is wrong whatever its interval says: a factor of 2. Decades beyond which it is wrong where its own
+#: interval at this level, widened by so many standard errors of the truth, does not hold the truth.
+FACTOR, DECADES, LEVEL, SIGMAS = math.log10(2), 0.15, 0.999, 4.0
 #: Seconds after which a call is stopped.
 PATIENCE = 90
 
@@ -99,15 +100,16 @@ def judged(result: Any, call: str, truth: float, error: float, refuse: bool) -> 
         if status == "REFUSED":
             return found | {"outcome": "refused"}
         return found | {"outcome": "holds" if value > truth - SIGMAS * error else "UNSOUND"}
-    own = result.std_error / LOG10 if math.isfinite(result.std_error) else 0.0
-    gap = abs(value - truth)
     if status == "MODEL_ONLY":
         return found | {"outcome": "model"}
     if status == "REFUSED":
         return found | {"outcome": "refused"}
     if not result.status.believable:
         return found | {"outcome": "doubt"}
-    wrong = refuse or not (gap <= DECADES or gap <= SIGMAS * math.hypot(own, error))
+    gap = abs(value - truth)
+    low, high = (end / LOG10 for end in result.interval(LEVEL))
+    inside = low - SIGMAS * error <= truth <= high + SIGMAS * error
+    wrong = refuse or not (gap <= DECADES or (gap <= FACTOR and inside))
     return found | {"outcome": "WRONG" if wrong else "right"}
 
 

@@ -21,7 +21,7 @@ from ppl_risk.problem import RiskProblem
 from ppl_risk.propagation.interpret import evaluate
 from ppl_risk.propagation.linear_map import is_affine
 from ppl_risk.propagation.orthant import log_quantile
-from ppl_risk.propagation.places import missed, places_of
+from ppl_risk.importance.places import missed, places_of
 from ppl_risk.propagation.propagator import Propagator
 from ppl_risk.propagation.slices import At, Slices, slices_along, step_from
 from ppl_risk.risk_estimate import LOG10, decades

@@ -1,12 +1,12 @@
 r"""Where else the network fails: design points found on the network itself, and the probability that draws around all of them give.
 
-What the slices see they see from one direction. Here the true network is searched from many: along every coordinate, both
-ways along the slices, and along random directions, each start moved by gradients to the nearest failure it leads to
+Slices see what lies along one direction, a guide what it was fitted to. Here the true network is searched from many: along
+coordinates, both ways along the directions known, and along random ones, each start moved to the nearest failure it leads to
 (Hasofer and Lind 1974, with half steps). With Gaussians at all that are found, q = sum_k w_k N(u_k, I) + w_0 N(0, I),
 
     p = E_q[ phi(u) / q(u) 1{margin(u) >= 0} ]
 
-is unbiased, and large where the slices left a place out. (Ditlevsen and Madsen 1996, Structural Reliability Methods, ch. 5.)
+is unbiased, and larger than a number that left a place out. (Ditlevsen and Madsen 1996, Structural Reliability Methods, ch. 5.)
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
+from scipy.special import ndtri_exp
 from torch import Tensor
 
 from ppl_risk.problem import RiskProblem
-from ppl_risk.propagation.orthant import log_quantile
-from ppl_risk.risk_estimate import LOG10
+from ppl_risk.risk_estimate import LOG10, decades
 
 #: Coordinates that are tried, both ways, random directions, and steps of each start.
 COORDINATES, RANDOM, STEPS = 24, 12, 5
@@ -47,11 +47,12 @@ class Places:
 
 
 def places_of(problem: RiskProblem, along: Float[Tensor, "starts d"], log_prob: float) -> Places:
-    """Search the network for failures and draw around them; `along` are the directions that the slices know of.
+    """Search the network for failures and draw around them; `along` are directions known already.
 
-    Costs about 15 calls for each of the at most 66 + 2 k starts, and 1000 for the draws.
+    They need no unit length. Costs about 15 calls for each of the at most 66 + 2 k starts, and 1000 for the draws.
     """
     beta = _distance(log_prob)
+    along = along / along.norm(dim=-1, keepdim=True).clamp_min(1e-12)
     directions = _starts(problem, along, beta)
     moved = _moved(problem, beta * directions, beta)
     points = _nearest(problem, torch.cat([directions, moved]), beta)
@@ -61,8 +62,7 @@ def places_of(problem: RiskProblem, along: Float[Tensor, "starts d"], log_prob: 
 
 def _distance(log_prob: float) -> float:
     """How far out a half space of this probability lies."""
-    q = float(log_quantile(torch.tensor(min(log_prob, -0.7), dtype=torch.float64)))
-    return min(max(-q, 0.5), 40.0)
+    return min(max(-float(ndtri_exp(min(log_prob, -0.7))), 0.5), 40.0)
 
 
 def _starts(problem: RiskProblem, along: Tensor, beta: float) -> Tensor:
@@ -162,3 +162,19 @@ def missed(places: Places, log_prob: float) -> float:
     # Twice the relative error, in logarithms, so that one heavy draw cannot speak alone.
     sure = places.log_prob + math.log(max(1 - 2 * places.error, 1e-3))
     return (sure - log_prob) / LOG10
+
+
+def evidence_of(places: Places) -> dict[str, float]:
+    """How many places were found and, where draws around them met the event, log10 of what they give and its error."""
+    found = {"places": float(len(places.points))}
+    if not math.isfinite(places.log_prob):
+        return found
+    return found | {"log10_p_of_places": places.log_prob / LOG10, "places_error": places.error / LOG10}
+
+
+def disagreement(places: Places, log_prob: float, who: str) -> str:
+    """One sentence for a number that left out what the draws around the places met."""
+    return (
+        f"The {who} gives {decades(log_prob / LOG10)}, draws around {len(places.points)} places where the network fails give "
+        f"{decades(places.log_prob / LOG10)}: the {who} misses a part of the event."
+    )
