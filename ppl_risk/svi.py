@@ -17,6 +17,7 @@ import pyro
 import torch
 from pyro.infer import Trace_ELBO
 from pyro.optim.clipped_adam import ClippedAdam
+from torch import nn
 from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel, check_batching
@@ -154,6 +155,8 @@ def fit_guide(
     """
     model = ActivationModel(problem, family.coordinates, resolution=family.resolution, pilot=pilot, seed=seed)
     guide = family.bind(model.sites)
+    if not isinstance(guide, nn.Module):
+        raise RiskError(f"A guide of the family {family.label} has nothing to train: use it in ppl_risk.fit_layerwise.")
     options = {"particles": particles, "temperature": temperature, "progress": progress}
     with seeded(seed, problem.device):
         if model.coordinates == "noise" and model.resolution == 0:
