@@ -47,7 +47,7 @@ def has_scripted(*parts: object) -> bool:
 @contextmanager
 def eagerly(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """While the block runs, submodules that `torch.compile` wraps run as they were written."""
-    if get_proxy_mode() is not None or not any(_is_compiled(m) for m in modules.values()):
+    if not any(_is_compiled(m) for m in modules.values()):
         yield
         return
     with torch.compiler.set_stance("force_eager"):

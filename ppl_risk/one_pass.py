@@ -111,11 +111,33 @@ def _named_errors(x: Tensor) -> Iterator[None]:
         raise
     except Exception as error:
         # Memory is somebody else's to mend; a recorder reads torch's own errors.
-        if is_out_of_memory(error) or get_proxy_mode() is not None:
+        if is_out_of_memory(error) or (get_proxy_mode() is not None and isinstance(error, RuntimeError)):
             raise
         raise NetworkError(
             f"The network or its detector fails on a batch of shape {tuple(x.shape)} and type {x.dtype}: "
             f'{type(error).__name__}, "{first_line(error)}". It must take any number of rows, and every input that the law draws.'
+        ) from error
+
+
+def differentiate(total: Tensor, of: Sequence[Tensor], **options: Any) -> tuple[Any, ...]:
+    """d total / d each tensor, as `torch.autograd.grad`.
+
+    Raises:
+        NetworkError: autograd cannot go back through a step, as after a change in place.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> differentiate(x.square().sum(), [x])
+        (tensor([2., 2.]),)
+    """
+    try:
+        return torch.autograd.grad(total, list(of), **options)
+    except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
+        raise NetworkError(
+            f'The margin cannot be differentiated: "{first_line(error)}". Mend the step that it names (often one that works '
+            "in place), or use what needs no gradient: ppl_risk.estimate, run_smc(moves='pcn'), monte_carlo."
         ) from error
 
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
 
 from ppl_risk.arguments import checked, names, of_type
-from ppl_risk.errors import NetworkError, RiskError, first_line
+from ppl_risk.errors import RiskError
 from ppl_risk.inputs import Product, Transport, transport_of
 from ppl_risk.inputs.given import law_of, require_arguments
-from ppl_risk.memory import Part, in_batches, is_out_of_memory
+from ppl_risk.memory import Part, in_batches
 from ppl_risk.metering import Meter as Meter
 from ppl_risk.metering import Metered, row_cost
 from ppl_risk.network import Visitor, eagerly, has_scripted, is_half, layers_to_cut, named_modules, own, uncompiled
-from ppl_risk.one_pass import gather, one_pass, refusal
+from ppl_risk.one_pass import differentiate, gather, one_pass, refusal
 from ppl_risk.provenance import Provenance
 from ppl_risk.wrapped import roots
 
@@ -99,7 +99,12 @@ class RiskProblem(Metered):
     @cached_property
     def dtype(self) -> torch.dtype:
         """The type of normals and margins: that of the network's weights, but at least single precision."""
-        return torch.float32 if is_half(self._input_dtype) else self._input_dtype
+        return torch.float32 if self.is_half else self._input_dtype
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the network's weights are shorter than single precision."""
+        return is_half(self._input_dtype)
 
     @cached_property
     def _input_dtype(self) -> torch.dtype:
@@ -195,7 +200,7 @@ class RiskProblem(Metered):
                 margin = self.run(self.from_normal(rows))
                 # Without a graph (every coordinate acts through steps, or a detached margin) there is nothing to differentiate.
                 flat = not margin.requires_grad
-                gradient = None if flat else _gradient(margin, rows)
+                gradient = None if flat else differentiate(margin.sum(), [rows], allow_unused=True)[0]
             self.count_gradients(0 if flat else rows.shape[0])
             return margin.detach(), torch.zeros_like(rows) if gradient is None else gradient
 
@@ -280,18 +285,6 @@ class RiskProblem(Metered):
             "forward_calls": meter.forward_calls, "gradient_calls": meter.gradient_calls, "flops": self.flops(meter),
             "training_flops": self.provenance.training_flops,
         }  # fmt: skip
-
-
-def _gradient(margin: Tensor, rows: Tensor) -> Tensor | None:
-    try:
-        return torch.autograd.grad(margin.sum(), rows, allow_unused=True)[0]
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            raise
-        raise NetworkError(
-            f'The margin cannot be differentiated: "{first_line(error)}". Mend the step that it names, or use methods that take '
-            "no gradient: ppl_risk.monte_carlo, run_smc(moves='pcn')."
-        ) from error
 
 
 def _name_of(law: Distribution) -> str:

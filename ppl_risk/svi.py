@@ -25,6 +25,7 @@ from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.importance.sampling import importance_sample, resample, verdict
+from ppl_risk.one_pass import differentiate
 from ppl_risk.posterior import posterior_of, to_chains
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
@@ -209,11 +210,11 @@ def optimise(
         model.problem.count_gradients(particles)
         losses[step] = float(loss.detach())
         # Only the guide's gradients: the weights of the network stay out of it.
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        norms[step] = math.sqrt(sum(float(g.square().sum()) for g in gradients))
+        slopes = differentiate(loss, parameters, allow_unused=True, materialize_grads=True)
+        norms[step] = math.sqrt(sum(float(g.square().sum()) for g in slopes))
         if not math.isfinite(losses[step]) or not math.isfinite(norms[step]):
             continue  # such a step is left out, and tells the convergence check
-        for parameter, gradient in zip(parameters, gradients, strict=True):
+        for parameter, gradient in zip(parameters, slopes, strict=True):
             parameter.grad = gradient
         optimiser.step()
         schedule.step()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ppl_risk.errors import RiskError
 from ppl_risk.network import own
-from ppl_risk.one_pass import gather, refusal
+from ppl_risk.one_pass import differentiate, gather, refusal
 from ppl_risk.problem import RiskProblem
 from ppl_risk.selection.affine import is_affine
 
@@ -115,7 +115,7 @@ def _gradients(margin: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
             "The margin has no gradient with respect to the layers, so nothing says what the catastrophe reads. Select "
             "without it: source='pca', 'weights' or 'random'."
         )
-    found = torch.autograd.grad(margin.sum(), list(outputs.values()), materialize_grads=True)
+    found = differentiate(margin.sum(), list(outputs.values()), materialize_grads=True)
     return dict(zip(outputs, found, strict=True))
 
 
