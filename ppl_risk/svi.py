@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel
@@ -185,6 +185,8 @@ def fit_guide(
     """
     model = ActivationModel(problem, family.coordinates, resolution=family.resolution, pilot=pilot, seed=seed)
     guide = family.bind(model.sites)
+    if not isinstance(guide, nn.Module):
+        raise RiskError(f"A guide of the family {family.label} has nothing to train: use it in ppl_risk.fit_layerwise.")
     options = {"particles": particles, "temperature": temperature, "progress": progress}
     with seeded(seed, problem.device):
         if model.coordinates == "noise" and model.resolution == 0:

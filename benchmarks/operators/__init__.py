@@ -1,8 +1,9 @@
 """Small networks of one operator each through every public call, against plain draws.
 
 A threshold on the network's score is exceeded by about one draw in a thousand; the truth comes from other draws. An answer that
-says OK is right within 0.15 decades, or within a factor of 2 where its 99.9 % interval holds the truth, else WRONG; a bound below the truth is UNSOUND; an exception that is
-no `RiskError` is a TRACEBACK. Some networks have no answer (rows mix, the answer is random or changes): there OK is WRONG.
+says OK is right within 0.15 decades, or within a factor of 2 where its 99.9 % interval holds the truth, else WRONG. A bound below
+the truth is UNSOUND; an exception that is no `RiskError` is a TRACEBACK. Some networks have no answer (rows mix, the answer is
+random or changes): there OK is WRONG.
 `python -m benchmarks.operators NAME ...` runs the named networks alone and prints what came of each.
 """
 

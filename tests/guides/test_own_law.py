@@ -114,6 +114,11 @@ def test_a_law_without_a_map_or_a_floor_says_what_to_write():
         fit_svi(problem(), OwnFamily(Unmapped()), steps=2, draws=100, progress=False)
 
 
+def test_a_family_without_parameters_is_for_layerwise_alone():
+    with pytest.raises(RiskError, match=r"empirical.*fit_layerwise"):
+        fit_svi(problem(), guides.Empirical(), steps=2, draws=100, progress=False)
+
+
 @pytest.mark.parametrize(
     ("family", "text"),
     [
