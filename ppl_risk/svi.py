@@ -238,7 +238,7 @@ def _temperatures(steps: int, spread: float, start: float, final: float) -> Iter
     """Geometric from `start` to `final`, in units of the margin's spread, then constant while the guide settles."""
     annealed = max(1, round((1 - SETTLING) * steps))
     for step in range(steps):
-        yield max(spread, 1e-12) * start * (final / start) ** min(1.0, step / annealed)
+        yield (spread or 1e-12) * start * (final / start) ** min(1.0, step / annealed)
 
 
 def _step_size(share: float) -> float:

@@ -97,7 +97,9 @@ def estimate(
         # Taken whether or not a key is read: the answer must not depend on who does the work.
         meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
-        work = _Engine(problem, first_look.units.problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
+        work = _Engine(
+            problem, first_look.units.problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units
+        )
         fields = work.run()
     made = RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
@@ -110,8 +112,8 @@ class _Engine:
     """The state of one call of `estimate`."""
 
     def __init__(
-        self, shown: RiskProblem, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int,
-        units: dict[str, Any],
+        self, shown: RiskProblem, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None,
+        rows: int, seed: int, units: dict[str, Any],
     ) -> None:  # fmt: skip
         # Work is done in units that keep their slope; what is shown has the margin that was asked about.
         self.shown, self.problem, self.meter, self.bar, self.units = shown, problem, meter, bar, units
@@ -236,7 +238,11 @@ class _Engine:
 
     def nothing(self, pilot: Pilot, climbs: second.Climbs) -> dict[str, Any]:
         """Neither route met the event."""
-        flat = f", and every margin met is {float(pilot.margin[0]):.3g}, so nothing led anywhere" if climbs.values == 1 else ""
+        flat = (
+            f", and every margin met is {float(pilot.margin[0]):.3g}, so nothing led anywhere"
+            if climbs.values == 1
+            else ""
+        )
         hits = int((pilot.margin >= 0).sum()), len(pilot.u)
         return {
             "method": METHOD, "log_prob": math.nan, "std_error": math.nan,
