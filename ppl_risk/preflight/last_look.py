@@ -75,7 +75,7 @@ def last_look(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook, me
         status=Status.REFUSED,
         remedy=(
             f"The network changed while it was asked: of the first {len(now)} inputs {int(apart.sum())} have other margins now "
-            "than at the start. It keeps state from call to call (a counter, a cache, running statistics); make the answer depend on the "
-            "input alone."
+            "than at the start. It keeps state from call to call (a counter, a cache, running statistics); make the answer "
+            "depend on the input alone."
         ),
     )

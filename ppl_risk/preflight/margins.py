@@ -79,7 +79,8 @@ def never_negative(margin: Float[Tensor, " n"]) -> str:
     if bool((margin == margin.round()).all()):
         return (
             f"All {count} margins are whole numbers from {_short(values[0])} to {_short(values[-1])}, and each "
-            f"{everywhere}. Labels and counts are no margins: return score - threshold, or count - 3.5 where more than 3 are too many."
+            f"{everywhere}. Labels and counts are no margins: return score - threshold, or count - 3.5 "
+            "where more than 3 are too many."
         )
     if float(values[-1]) <= 1:
         return (
