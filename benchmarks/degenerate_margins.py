@@ -64,7 +64,7 @@ MARGINS: dict[str, Callable[[Tensor], Tensor]] = {
     "whole steps": lambda s: (s - Z).floor(),
     "plateau below the event": lambda s: torch.where(s > Z, s - Z + 1, (s - Z).clamp(max=-1.5)),
     "detached": lambda s: (s - Z).detach(),
-    "NumPy inside": lambda s: torch.as_tensor((s.detach().cpu().numpy() - Z)).to(s),
+    "NumPy inside": lambda s: torch.as_tensor(s.detach().cpu().numpy() - Z).to(s),
     "NaN gradient": lambda s: torch.where(s < 0, s - Z, (s.sqrt().square() - Z).nan_to_num(-Z)),
     "NaN beyond the event": lambda s: torch.where(s > Z + 0.5, torch.nan, s - Z),
     "+inf on the event": lambda s: torch.where(s > Z, torch.inf, s - Z),
@@ -75,7 +75,9 @@ CALLS: dict[str, Callable[[pr.RiskProblem, int], pr.RiskEstimate]] = {
     "estimate": lambda p, seed: pr.estimate(p, max_calls=10_000, seed=seed, progress=False),
     "run_smc": lambda p, seed: pr.run_smc(p, particles=400, posterior_draws=0, seed=seed, progress=False),
     "monte_carlo": lambda p, seed: pr.monte_carlo(p, calls=50_000, posterior_draws=0, seed=seed, progress=False),
-    "fit_svi": lambda p, seed: pr.fit_svi(p, pr.guides.Network(), steps=150, posterior_draws=0, seed=seed, progress=False),
+    "fit_svi": lambda p, seed: pr.fit_svi(
+        p, pr.guides.Network(), steps=150, posterior_draws=0, seed=seed, progress=False
+    ),
 }
 
 

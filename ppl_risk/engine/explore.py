@@ -89,7 +89,9 @@ def first_evidence(problem: RiskProblem, pilot: Pilot, climbs: Climbs, found: Fo
     anchors, normals = some, None
     if found.normal is not None:
         anchors, normals = with_normals(problem, some)
-        if not len(anchors) and not len(found.u):  # the margin is flat in the event: places without normals, as for steps
+        if not len(anchors) and not len(
+            found.u
+        ):  # the margin is flat in the event: places without normals, as for steps
             anchors, normals, found = some, None, Found(found.u, None)
     # Directions chosen by SMC's own particles would be those along which these, being few, happen to spread.
     apart = INDEPENDENT if len(found.u) < ENOUGH_FOUND else 0.0

@@ -113,8 +113,8 @@ class _Engine:
     """The state of one call of `estimate`."""
 
     def __init__(
-        self, shown: RiskProblem, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None, rows: int, seed: int,
-        units: dict[str, Any],
+        self, shown: RiskProblem, problem: RiskProblem, meter: Meter, bar: Any, max_calls: int, target_cv: float | None,
+        rows: int, seed: int, units: dict[str, Any],
     ) -> None:  # fmt: skip
         # Work is done in units that keep their slope; what is shown has the margin that was asked about.
         self.shown, self.problem, self.meter, self.bar, self.units = shown, problem, meter, bar, units
@@ -240,7 +240,11 @@ class _Engine:
 
     def nothing(self, pilot: Pilot, climbs: second.Climbs) -> dict[str, Any]:
         """Neither route met the event."""
-        flat = f", and every margin met is {float(pilot.margin[0]):.3g}, so nothing led anywhere" if climbs.values == 1 else ""
+        flat = (
+            f", and every margin met is {float(pilot.margin[0]):.3g}, so nothing led anywhere"
+            if climbs.values == 1
+            else ""
+        )
         hits = int((pilot.margin >= 0).sum()), len(pilot.u)
         return {
             "method": METHOD, "log_prob": math.nan, "std_error": math.nan,

@@ -74,8 +74,8 @@ def verdict(weights: Weights, climbs: Climbs, agreement: Agreement, bound: str) 
         return Status.REFUSED, undefined_margins(wrong, weights.draws)
     if weights.hits == 0 and math.isfinite(climbs.log_prob):
         return Status.ONE_ROUTE, (
-            f"SMC alone met the event and gives {decades(climbs.log_prob / LOG10)}; none of {weights.draws:,} draws around what was "
-            "found is a catastrophe, so nothing confirms it. Raise max_calls, or use ppl_risk.run_smc with more particles."
+            f"SMC alone met the event and gives {decades(climbs.log_prob / LOG10)}; none of {weights.draws:,} draws around "
+            "what was found is a catastrophe, so nothing confirms it. Raise max_calls, or use ppl_risk.run_smc with more particles."
         )
     if weights.hits == 0:
         return Status.NO_HITS, (

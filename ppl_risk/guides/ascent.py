@@ -147,7 +147,7 @@ def _copied(moments: Mapping[str, Any]) -> dict[str, Any]:
 def _temperature(step: int, steps: int, spread: float, start: float, final: float) -> float:
     """Geometric from `start` to `final`, in units of the margin's spread, then constant while the guide settles."""
     annealed = max(1, round((1 - SETTLING) * steps))
-    return max(spread, 1e-12) * start * (final / start) ** min(1.0, step / annealed)
+    return (spread or 1e-12) * start * (final / start) ** min(1.0, step / annealed)
 
 
 def _step_size(share: float) -> float:

@@ -89,8 +89,8 @@ def require_sound(problem: RiskProblem, *, slope: bool = False) -> FirstLook:
             raise PreflightError(f"[{problem.name}: {finding.check}] {finding.message}")
     if slope and (fault := _slope(problem)):
         raise PreflightError(
-            f"[{problem.name}: gradient] {NO_SLOPE[fault]}: there is nothing for gradients to follow. ppl_risk.estimate, run_smc and "
-            "monte_carlo do without."
+            f"[{problem.name}: gradient] {NO_SLOPE[fault]}: there is nothing for gradients to follow. ppl_risk.estimate, "
+            "run_smc and monte_carlo do without."
         )
     assert first is not None  # there is one where no check failed
     return first

@@ -21,7 +21,6 @@ from ppl_risk.preflight.units import Units
 from ppl_risk.problem import RiskProblem
 from ppl_risk.risk_estimate import RiskEstimate, Status
 
-
 SATURATED_REMEDY = (
     "Near the threshold the margin takes a few values only: it saturates. Return what stands in front of its last sigmoid, tanh or "
     "softmax (the logit) and put the threshold there, or use double precision."
@@ -75,8 +74,8 @@ def last_look(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook, me
         hits=None,
         status=Status.REFUSED,
         remedy=(
-            f"The network changed while it was asked: of the first {len(now)} inputs {int(apart.sum())} have other margins now than at "
-            "the start. It keeps state from call to call (a counter, a cache, running statistics); make the answer depend on the "
-            "input alone."
+            f"The network changed while it was asked: of the first {len(now)} inputs {int(apart.sum())} have other margins now "
+            "than at the start. It keeps state from call to call (a counter, a cache, running statistics); make the answer "
+            "depend on the input alone."
         ),
     )

@@ -68,18 +68,19 @@ def never_negative(margin: Float[Tensor, " n"]) -> str:
     everywhere = "counts as a catastrophe (margin >= 0), so P would be 1"
     if len(values) == 1:
         return (
-            f"All {count} margins are {_short(values[0])}, and each {everywhere}. Is it a flag (0 where all is well), or does it not "
-            f"depend on the input? Return score - threshold; {COUNTABLE}."
+            f"All {count} margins are {_short(values[0])}, and each {everywhere}. Is it a flag (0 where all is well), or "
+            f"does it not depend on the input? Return score - threshold; {COUNTABLE}."
         )
     if len(values) == 2:
         return (
-            f"All {count} margins are {_short(values[0])} or {_short(values[1])}, and each {everywhere}. A flag is no margin: return "
-            f"score - threshold; {COUNTABLE}."
+            f"All {count} margins are {_short(values[0])} or {_short(values[1])}, and each {everywhere}. A flag is no margin: "
+            f"return score - threshold; {COUNTABLE}."
         )
     if bool((margin == margin.round()).all()):
         return (
-            f"All {count} margins are whole numbers from {_short(values[0])} to {_short(values[-1])}, and each {everywhere}. Labels and "
-            "counts are no margins: return score - threshold, or count - 3.5 where more than 3 are too many."
+            f"All {count} margins are whole numbers from {_short(values[0])} to {_short(values[-1])}, and each "
+            f"{everywhere}. Labels and counts are no margins: return score - threshold, or count - 3.5 "
+            "where more than 3 are too many."
         )
     if float(values[-1]) <= 1:
         return (
@@ -88,8 +89,8 @@ def never_negative(margin: Float[Tensor, " n"]) -> str:
         )
     if int((margin == 0).sum()) >= max(2, CLAMPED * len(margin)):
         return (
-            f"None of {count} margins is negative and {int((margin == 0).sum()):,} are exactly 0, as relu or clamp(min=0) leaves them; "
-            f"each {everywhere}. Return score - threshold without the clamp."
+            f"None of {count} margins is negative and {int((margin == 0).sum()):,} are exactly 0, as relu or clamp(min=0) "
+            f"leaves them; each {everywhere}. Return score - threshold without the clamp."
         )
     return ""
 
@@ -102,8 +103,8 @@ def look_at(margin: Float[Tensor, " n"]) -> tuple[str, str]:
     few = f"{len(margin):,} margins, "
     if len(values) == 2:
         return "note", (
-            f"{few}all {_short(values[0])} or {_short(values[1])}: plain Monte Carlo counts them; nothing else has a slope to follow. "
-            "Return score - threshold for that."
+            f"{few}all {_short(values[0])} or {_short(values[1])}: plain Monte Carlo counts them; if there are no others, "
+            "nothing else has a slope to follow. Return score - threshold for that."
         )
     return "ok", f"{few}from {_short(values[0])} to {_short(values[-1])}"
 
@@ -111,8 +112,8 @@ def look_at(margin: Float[Tensor, " n"]) -> tuple[str, str]:
 def saturated(margin: Float[Tensor, " n"], scale: float) -> bool:
     """Whether margins just off zero are rounded to a few values: the threshold lies where a sigmoid or tanh has run out of digits.
 
-    Looked at are those of 0 < |margin| <= `DIGITS` eps scale; where every other one has the value of another, the event begins where
-    rounding puts it and not where the network does. Margins that are exactly 0 (a clamped score) say nothing.
+    Looked at are those of 0 < |margin| <= `DIGITS` eps scale; where every other one has the value of another, the event begins
+    where rounding puts it and not where the network does. Margins that are exactly 0 (a clamped score) say nothing.
 
     Args:
         margin: margins met near the event. scale: size of the margins that the law gives.

@@ -196,8 +196,8 @@ def _verdict(
             )
         if len(values) == 1:
             return Status.NO_HITS, (
-                f"Every particle stayed at margin {best:.3g}: there is nothing for particles to rise by. Only P < {bound} is known, from the "
-                "first draws. Return a margin that grows towards the catastrophe, e.g. score - threshold."
+                f"Every particle stayed at margin {best:.3g}: there is nothing for particles to rise by. Only P < {bound} is "
+                "known, from the first draws. Return a margin that grows towards the catastrophe, e.g. score - threshold."
             )
         return Status.NO_HITS, (
             f"The particles stopped at margin {best:.3g}, catastrophe is >= 0: it cannot be reached under this input law, or "
@@ -217,13 +217,16 @@ def _verdict(
     survivors = float(np.nanmin(np.append(history["survivors"], np.inf)))
     if survivors < FEWEST_SURVIVORS:
         return Status.DEGENERATE, (
-            f"Margins tie (a step, a rounding, a flag, a saturated sigmoid): {survivors:.0f} particles carried a level. Return what is in "
-            "front of the step or the last sigmoid, or use more particles."
+            f"Margins tie (a step, a rounding, a flag, a saturated sigmoid): {survivors:.0f} particles carried a level. Return "
+            "what is in front of the step or the last sigmoid, or use more particles."
         )
     # "gradient" asked for by name stays though the slope ends: between clamped and sloping parts hardly a particle then moves.
     flat = history["flat"][np.isfinite(history["flat"])]
     if not may_switch and bool(((flat > FLAT) & (flat < 1)).any()):
-        return Status.DEGENERATE, "The margin has no slope on a part of the way. Leave `moves` to its default, or use moves='pcn'."
+        return (
+            Status.DEGENERATE,
+            "The margin has no slope on a part of the way. Leave `moves` to its default, or use moves='pcn'.",
+        )
     if float(np.nanmin(np.append(history["acceptance"], 1.0))) < SMALLEST_ACCEPTANCE:
         return Status.DEGENERATE, "Hardly a move was accepted at some level. Use more particles or moves='gradient'."
     return Status.OK, ""
@@ -252,7 +255,9 @@ def _survival(results: list[Run], points: int = 80) -> tuple[np.ndarray, np.ndar
     if not len(known):
         return np.zeros(0), np.zeros(0)
     high = max(r.best_margin for r in results)
-    low, high = (bound if math.isfinite(bound) else float(end) for bound, end in ((low, known.min()), (high, known.max())))
+    low, high = (
+        bound if math.isfinite(bound) else float(end) for bound, end in ((low, known.min()), (high, known.max()))
+    )
     grid = np.linspace(low, high, points)
     curves = np.full((len(results), points), -np.inf)
     for row, run in enumerate(results):
