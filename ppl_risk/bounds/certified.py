@@ -74,11 +74,6 @@ def certify(
     if inputs < 0 or (epsilon is not None and not epsilon > 0) or any(not r > 0 for r in radii or ()):
         raise RiskError("inputs must be at least 0, epsilon and radii greater than 0.")
     require_sound(problem)
-    if problem.is_half:
-        raise RiskError(
-            "The weights are in half precision, whose rounding is larger than the allowance of the bounds: what is proved of "
-            "exact arithmetic would not hold of the network. Certify network.float()."
-        )
     with problem.metered() as meter:
         tape = trace(problem)
         affine = affine_of(problem.inputs, problem.device)
