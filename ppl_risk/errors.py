@@ -27,6 +27,10 @@ class UnitFailedError(RiskError):
     """A unit of work that failed however often it was tried; what the other units found is kept."""
 
 
+class FolderError(RiskError):
+    """A folder that units cannot be kept in or read from: a full disk, no permission. Nothing is wrong with the problem."""
+
+
 class PremiseError(RiskError):
     """A mitigated model was called although its card says that a premise of its guarantee fails."""
 

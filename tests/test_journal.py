@@ -17,7 +17,7 @@ import torch
 import work
 from builders import linear_gaussian, standard
 from ppl_risk import RiskError, RiskProblem, estimate, fit_svi, monte_carlo, run_smc
-from ppl_risk.errors import UnitFailedError
+from ppl_risk.errors import FolderError, UnitFailedError
 from ppl_risk.guides import Full
 from ppl_risk.parallel import cluster as cluster_room
 from ppl_risk.parallel import digest, fits, journal, run_units, unit_limit, units_folder, workers
@@ -175,7 +175,7 @@ def test_a_disk_that_fills_up_keeps_what_was_written(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(journal, "os", SimpleNamespace(**(vars(os) | {"write": write})))
-        with pytest.raises(RiskError, match="the disk is full"):
+        with pytest.raises(FolderError, match="the disk is full"):
             run_units(plan, work.draw, problem, folder=tmp_path, progress=False)
     found = run_units(plan, work.draw, problem, folder=tmp_path, progress=False)
     assert digest(found) == digest(run_units(plan, work.draw, problem, progress=False))

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import FolderError
 from ppl_risk.parallel.plan import Unit
 from ppl_risk.parallel.records import Record, read
 
@@ -72,7 +72,7 @@ class Journal:
             sound: whether a result is one; without it every result counts.
 
         Raises:
-            RiskError: the file is there and may not be read.
+            FolderError: the file is there and may not be read.
         """
         if self.path is None:
             return {}
@@ -105,7 +105,7 @@ class Journal:
         """Try the folder before hours are spent on what it then would not take.
 
         Raises:
-            RiskError: the folder cannot be made or written to, or the disk is full.
+            FolderError: the folder cannot be made or written to, or the disk is full.
         """
         if self.path is None:
             return
@@ -123,7 +123,7 @@ class Journal:
         """Append a unit; when this returns it is on the disk.
 
         Raises:
-            RiskError: the disk is full, or the folder may no longer be written to.
+            FolderError: the disk is full, or the folder may no longer be written to.
         """
         if self.path is None:
             return
@@ -161,12 +161,12 @@ def checksum(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _refused(path: Path, what: str, error: OSError) -> RiskError:
+def _refused(path: Path, what: str, error: OSError) -> FolderError:
     full = error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))
     cause = "the disk is full" if full else error.strerror or type(error).__name__
     remedy = (
         "Make room" if full else "Give a folder that you may write to" if what != "read" else "Mend or move the file"
     )
-    return RiskError(
+    return FolderError(
         f"{path} cannot be {what}: {cause}. {remedy} and make the same call again: units that are on file are not run again."
     )
