@@ -201,9 +201,7 @@ def _boxes(
         search.radii += tried
         certified = prove(*ends(transport.map, torch.tensor(tried), transport.dimension)) if tried else []
         search.certified += certified
-        search.ball += [
-            _outside(r, transport.dimension) if ok else 0.0 for r, ok in zip(tried, certified, strict=True)
-        ]
+        search.ball += [_outside(r, transport.dimension) if ok else 0.0 for r, ok in zip(tried, certified, strict=True)]
 
     rounds(try_, search, [LARGEST_U * g / GRID[-1] for g in GRID], radii, progress)
     return search, False

@@ -25,6 +25,8 @@ from ppl_risk.tracing.tape import Step, Tape
 
 #: Rows of the law, and rows of a wider one.
 ROWS, WIDER = 64, 3.0
+#: Rows of each where a step takes one row at a time.
+FEW = 8
 #: Rows that run through the network at once; every network is run on as many.
 BATCH = 16
 #: Rows that may differ where both answers agree with the record's of that row alone: they sit at a jump, where rounding decides.
@@ -95,6 +97,8 @@ def hold(problem: RiskProblem, tape: Tape, x: Tensor, wide: Tensor, again: Calla
     Raises:
         RiskError: it does not; the first step that differs is named where one does.
     """
+    if not _takes_many(tape, x):
+        x, wide = x[:FEW], wide[:FEW]
     true, far = margins(problem, x), margins(problem, wide)
     scale = _spread(true)
     rows, seen = torch.cat([x, wide]), torch.cat([true, far])
@@ -171,6 +175,17 @@ def _without_a_word() -> Iterator[None]:
             yield
     finally:
         torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+
+
+def _takes_many(tape: Tape, x: Tensor) -> bool:
+    """Whether all steps can be run on many rows at once."""
+    try:
+        with _without_a_word(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            for _ in tape.values(x[:2].reshape(-1, *tape.steps[0].shape), lambda step: torch.vmap(native(step))):
+                pass
+    except RuntimeError:
+        return False
+    return True
 
 
 def _alone(tape: Tape, row: Tensor, how: Callable[[Step], Callable[..., Tensor]]) -> Tensor:
