@@ -91,7 +91,8 @@ OPERATORS = {
     "layer_norm": lambda x: F.layer_norm(x, (6,), weights(6), weights(6)),
     "rms_norm": lambda x: F.rms_norm(x, (6,), weights(6), 1e-3), "amax": lambda x: x.amax(-1),
     "amin": lambda x: heads(x).amin((-1, -2)), "max": lambda x: x.max(-1).values, "min": lambda x: x.min(-1).values,
-    "largest of all": lambda x: heads(x).flatten(1).max(1).values, "sort": lambda x: x.sort(-1).values, "topk": lambda x: x.topk(3).values,
+    "largest of all": lambda x: heads(x).flatten(1).max(1).values,
+    "sort": lambda x: x.sort(-1).values, "topk": lambda x: x.topk(3).values,
     "top1": lambda x: x.topk(1).values, "maximum": lambda x: torch.maximum(x[:, :3], x[:, 3:]),
     "minimum": lambda x: torch.minimum(x, torch.tensor(0.1)), "masked_fill": lambda x: x.masked_fill(weights(6) > 0, 0.3),
     "attention": lambda x: F.scaled_dot_product_attention(heads(x), heads(x) * 2, heads(x.flip(-1))),
@@ -106,7 +107,10 @@ PAIRS = [
     (lambda x: F.prelu(x.reshape(len(x), 3, 2), torch.tensor([0.3, -0.5, 1.7])), lambda x: F.glu(x, -1)),
     (lambda x: F.conv_transpose1d(x[:, None], weights(1, 2, 3), weights(2), stride=2), lambda x: F.interpolate(x[:, None], size=9)),
     (lambda x: F.group_norm(x.reshape(len(x), 6, 1), 2, weights(6), weights(6)), lambda x: F.rms_norm(x, (6,)).square()),
-    (lambda x: x.clamp(torch.arange(6) / 9 - 0.3, torch.tensor(0.2)), lambda x: torch.clamp(x[:, :3], x[:, 3:] - 0.1, x[:, 3:] + 0.1)),
+    (
+        lambda x: x.clamp(torch.arange(6) / 9 - 0.3, torch.tensor(0.2)),
+        lambda x: torch.clamp(x[:, :3], x[:, 3:] - 0.1, x[:, 3:] + 0.1),
+    ),
     (lambda x: torch.max(x[:, :3], x[:, 3:]), lambda x: torch.min(torch.tensor(0.1), x.relu())),
     (lambda x: F.max_pool2d(heads(x), 2, ceil_mode=True), lambda x: F.max_pool2d(heads(x), 2, padding=1)),
     (lambda x: F.scaled_dot_product_attention(heads(x), heads(x), heads(x.flip(-1)), is_causal=True), lambda x: x.mT.mT),
@@ -127,7 +131,7 @@ def test_no_point_leaves_the_bounds_of_two_operators(pair):
     centre = torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(3)).double()
     for kind, radius in (("box", 1.0), ("ball", 0.2)):
         region = region_of(kind, centre, radius)
-        assert violations(program, region, rows=150) == set()
+        assert violations(program, region, rows=60) == set()
         assert all(bool(end.isfinite().all()) for end in crown_bounds(program, region)[program.output.name])
 
 
@@ -325,7 +329,7 @@ def test_the_smaller_variance_of_a_low_rank_law_counts():
 
 def test_narrow_types_are_refused_and_a_time_limit_keeps_what_is_proved():
     net = nn.Linear(2, 1).to(torch.bfloat16)
-    with pytest.raises(pr.RiskError, match="bfloat16.*rounding"):
+    with pytest.raises(pr.RiskError, match=r"bfloat16.*rounding"):
         certify(pr.RiskProblem(net, standard(2), lambda y: y[:, 0] - 9), progress=False)
     cut = certify(linear_gaussian(5, 4.0).problem, progress=False, max_seconds=1e-9)
     assert cut.status is Status.VACUOUS

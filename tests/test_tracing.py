@@ -130,8 +130,8 @@ def mask(x):
 
 
 WRITES = [
-    slice_times, assembled, relu_of_view, filled, chunks, transposed, put, shifted, scattered, read_late, into, diagonal, conditions,
-    embedded, in_layers, of_the_input, mask,
+    slice_times, assembled, relu_of_view, filled, chunks, transposed, put, shifted, scattered, read_late, into, diagonal,
+    conditions, embedded, in_layers, of_the_input, mask,
 ]  # fmt: skip
 
 
@@ -139,7 +139,7 @@ WRITES = [
 def test_what_is_written_in_place_is_recorded(network):
     problem = pr.RiskProblem(network, standard(4), lambda y: (y * WEIGHTS).sum(-1))
     tape = trace(problem)
-    x = 2 * torch.randn(40, 4, generator=torch.Generator().manual_seed(9))
+    x = 2 * torch.randn(6, 4, generator=torch.Generator().manual_seed(9))
     expected = problem.margin(x.clone())
     for how in (native, in_double):
         assert torch.allclose(run(tape, x, how).float(), expected, rtol=1e-4, atol=1e-4)

@@ -66,8 +66,8 @@ def same_record(name: str, first: GraphModule, second: GraphModule) -> None:
             one, other = (attribute_of(g, n) for g, n in ((first, a), (second, b)))
             if isinstance(one, Tensor) and one is not other and not _equal(one, other):
                 raise RiskError(
-                    f"{name}: A number that the network computes from its input is hidden from the record {where}: NumPy, .tolist(), "
-                    f"torch.func or gradients inside forward. {INSTEAD}"
+                    f"{name}: A number that the network computes from its input is hidden from the record {where}: NumPy, "
+                    f".tolist(), torch.func or gradients inside forward. {INSTEAD}"
                 )
         elif "resolve_neg" in str(a.target) and not a.users and _from_input(a):
             raise RiskError(
@@ -75,8 +75,8 @@ def same_record(name: str, first: GraphModule, second: GraphModule) -> None:
             )
         elif a.op != b.op or a.target != b.target or not _alike(a, b, known):
             raise RiskError(
-                f"{name}: The network does not do the same with every row: two rows of the input law part at {_what(a)} and {_what(b)} "
-                f"{where}. A branch on a value, or a number that left torch, does this. {INSTEAD}"
+                f"{name}: The network does not do the same with every row: two rows of the input law part at {_what(a)} and "
+                f"{_what(b)} {where}. A branch on a value, or a number that left torch, does this. {INSTEAD}"
             )
     if len(first.graph.nodes) != len(second.graph.nodes):
         raise RiskError(
@@ -214,8 +214,8 @@ def _explain(
         other = again(row)
         where = _first_difference(tape, other, row)
         raise RiskError(
-            f"{problem.name}: what is recorded of the network is not what it computes: on a row of the input law's space the margin "
-            f"is {float(alone):.6g} and the record gives {float(read):.6g}. {where} {INSTEAD}"
+            f"{problem.name}: what is recorded of the network is not what it computes: on a row of the input law's space the "
+            f"margin is {float(alone):.6g} and the record gives {float(read):.6g}. {where} {INSTEAD}"
         )
     if len(places) > AT_A_JUMP:
         worst = int(places[0])
