@@ -53,15 +53,18 @@ def _sum_of_ratios(program: Program, x: str, dim: int, shown: Tensor | None = No
 
 
 def softmax_of(program: Program, step: Step, parents: Parents) -> str:
+    """`softmax`."""
     return softmax(program, parents[0], step.argument(1, "dim"))
 
 
 def log_softmax_of(program: Program, step: Step, parents: Parents) -> str:
+    """`log_softmax`."""
     total = _sum_of_ratios(program, parents[0], step.argument(1, "dim"))
     return program.affine((program.unary(total, CURVES["log"]()),), torch.neg)
 
 
 def logsumexp_of(program: Program, step: Step, parents: Parents) -> str:
+    """`logsumexp` along one dimension."""
     dims = step.argument(1, "dim")
     (dim,) = [dims] if isinstance(dims, int) else dims
     keep = bool(step.argument(2, "keepdim", False))

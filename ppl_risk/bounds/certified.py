@@ -131,8 +131,8 @@ def _require_wide_types(problem: RiskProblem, tape: Tape) -> None:
         kind = step.dtype
         if kind is not None and kind.is_floating_point and torch.finfo(kind).eps > torch.finfo(torch.float32).eps:
             raise RiskError(
-                f"{problem.name}: the network computes in {kind} (step {step.name!r}), whose rounding is part of what it does and is "
-                "not bounded. Bound its float32 version, network.float(), which is another function; or use run_smc or estimate."
+                f"{problem.name}: the network computes in {kind} (step {step.name!r}), whose rounding is part of what it does and "
+                "is not bounded. Bound its float32 version, network.float(), which is another function; or use run_smc or estimate."
             )
 
 
@@ -203,9 +203,7 @@ def _boxes(
         search.radii += tried
         certified = prove(*ends(transport.map, torch.tensor(tried), transport.dimension)) if tried else []
         search.certified += certified
-        search.ball += [
-            _outside(r, transport.dimension) if ok else 0.0 for r, ok in zip(tried, certified, strict=True)
-        ]
+        search.ball += [_outside(r, transport.dimension) if ok else 0.0 for r, ok in zip(tried, certified, strict=True)]
 
     rounds(try_, search, [LARGEST_U * g / GRID[-1] for g in GRID], radii, progress)
     return search, False
@@ -233,7 +231,7 @@ def _at_once(program: Program) -> int:
 def _of_search(search: Search, gaussian: bool) -> dict[str, float]:
     found = {"certified_radius": search.radius, "log10_bound_region": min(search.ball, default=0.0) / LOG10}
     if gaussian:
-        best = min(search.proven)
+        best = min(search.proven, default=0.0)
         found["log10_bound_proven"] = best / LOG10
         if best < 0:
             found["proven_radius"] = search.radii[search.proven.index(best)]

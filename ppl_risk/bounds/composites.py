@@ -1,7 +1,7 @@
 r"""Operators composed of nodes that have bounds: maxima, products, quotients; and the table of all that are composed.
 
-    amax: a tree of pairwise maxima, each max(a, b) = b + relu(a - b)
-    prelu = x + (1 - w) relu(-x)        glu = a sigmoid(b)        cos x = sin(x + pi / 2)
+amax: a tree of pairwise maxima, each max(a, b) = b + relu(a - b)
+prelu = x + (1 - w) relu(-x)        glu = a sigmoid(b)        cos x = sin(x + pi / 2)
 """
 
 from __future__ import annotations

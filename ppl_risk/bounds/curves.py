@@ -41,6 +41,7 @@ class Curve:
         below: see `above`; elsewhere all that is known of g is `range`.
         range: what g never leaves.
         turns: where g changes from rising to falling or back, all of them; None where that is not known.
+        tail: the limit of g at minus infinity, where `call` gives none.
     """
 
     call: Callable[[Tensor], Tensor]
@@ -51,6 +52,7 @@ class Curve:
     below: float = math.inf
     range: tuple[float, float] = (-math.inf, math.inf)
     turns: tuple[float, ...] | None = None
+    tail: float | None = None
 
 
 class Lines(NamedTuple):
@@ -112,6 +114,7 @@ def range_of(
         return least, most
     at = torch.stack([lower, upper, *(torch.full_like(lower, t).maximum(lower).minimum(upper) for t in turns)])
     values = curve.call(at)
+    values = values if curve.tail is None else torch.where(at == -math.inf, curve.tail, values)
     low, high = values.amin(0), values.amax(0)
     known = ~values.isnan().any(0)
     known = known & (lower > curve.above) if curve.above > -math.inf else known

@@ -27,8 +27,11 @@ def _gelu(approximate: str = "none") -> Curve:
         raise RiskError(f"gelu is bounded in its exact form, not approximate={approximate!r}. Use nn.GELU().")
     # g'' = phi (2 - x^2)
     return Curve(
-        torch.nn.functional.gelu, lambda x: torch.special.ndtr(x) + x * _phi(x), (-math.sqrt(2.0), math.sqrt(2.0)),
+        torch.nn.functional.gelu,
+        lambda x: torch.special.ndtr(x) + x * _phi(x),
+        (-math.sqrt(2.0), math.sqrt(2.0)),
         turns=(GELU_TURN,),
+        tail=0.0,
     )
 
 
@@ -137,9 +140,11 @@ CURVES: dict[str, Callable[..., Curve]] = {
     "selu": _selu,
     "celu": _celu,
     "gelu": lambda approximate="none": _gelu(approximate),
-    "silu": lambda: Curve(torch.nn.functional.silu, _silu_slope, (-SILU_KNOT, SILU_KNOT), turns=(SILU_TURN,)),
-    "mish": lambda: Curve(torch.nn.functional.mish, _mish_slope, MISH_KNOTS, turns=(MISH_TURN,)),
-    "hardswish": lambda: Curve(torch.nn.functional.hardswish, _hardswish_slope, (-3.0, 3.0), turns=(-3.0, -1.5)),
+    "silu": lambda: Curve(torch.nn.functional.silu, _silu_slope, (-SILU_KNOT, SILU_KNOT), turns=(SILU_TURN,), tail=0.0),
+    "mish": lambda: Curve(torch.nn.functional.mish, _mish_slope, MISH_KNOTS, turns=(MISH_TURN,), tail=0.0),
+    "hardswish": lambda: Curve(
+        torch.nn.functional.hardswish, _hardswish_slope, (-3.0, 3.0), turns=(-3.0, -1.5), tail=0.0
+    ),
     "tanhshrink": lambda: Curve(lambda x: x - torch.tanh(x), lambda x: torch.tanh(x).square(), (0.0,), turns=()),
     "square": lambda: Curve(torch.square, lambda x: 2 * x, range=(0.0, math.inf), turns=(0.0,)),
     "cube": lambda: Curve(lambda x: x**3, lambda x: 3 * x.square(), (0.0,), turns=()),

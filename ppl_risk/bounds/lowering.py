@@ -72,9 +72,7 @@ def program_of(tape: Tape, device: torch.device, before: Callable[[Program], str
         site = f'the layer "{step.site}"' if step.site else site
         parents = tuple(program.names[p] for p in step.parents)
         try:
-            if step.op in UNCHANGED and (
-                "dropout" not in step.op or not step.argument(2, "train")
-            ):
+            if step.op in UNCHANGED and ("dropout" not in step.op or not step.argument(2, "train")):
                 made = parents[0]
             elif step.op in COMPOSITES and (made := COMPOSITES[step.op](program, step, parents)):
                 pass

@@ -1,6 +1,6 @@
 r"""Normalisations between bounds: layer norm, group norm, instance norm, root mean square.
 
-    (x - mean) rsqrt(mean (x - mean)^2 + eps) w + b over n numbers, of which none exceeds sqrt(n - 1) before w and b
+(x - mean) rsqrt(mean (x - mean)^2 + eps) w + b over n numbers, of which none exceeds sqrt(n - 1) before w and b
 """
 
 from __future__ import annotations

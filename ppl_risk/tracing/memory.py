@@ -1,7 +1,7 @@
 """Which tensors of a record share memory, and what was written over them.
 
-A record lists a write such as `y[:, :1] *= 3` as a multiplication of a view; that y changed too shows in memory alone. So the record
-is run once more on one row, as it stands, and each of its tensors is known by the places in memory that it covers. No write is done
+A record lists a write such as `y[:, :1] *= 3` as a multiplication of a view; that y changed too shows in memory alone. So the
+record is run once more on one row, as it stands, and each of its tensors is known by the places in memory that it covers. No write is done
 to the network's own tensors: those are copied, and share memory among the copies as they do in the network.
 """
 
@@ -50,10 +50,7 @@ def functional(target: Any) -> tuple[Callable[..., Any], str] | None:
     """
     packet = str(target._schema.name).split("::")[-1]
     others = [(a.name, str(a.type)) for a in target._schema.arguments if not a.is_out]
-    if packet.startswith("__i"):
-        name = "__" + packet.removeprefix("__i")
-    else:
-        name = packet.removesuffix("_")
+    name = "__" + packet.removeprefix("__i") if packet.startswith("__i") else packet.removesuffix("_")
     made = getattr(torch.ops.aten, name, None)
     if made is None or not target._schema.name.startswith("aten::"):
         return None

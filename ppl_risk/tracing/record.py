@@ -124,8 +124,8 @@ def _in_words(problem: RiskProblem, work: Callable[[], T]) -> T:
 def _constant(problem: RiskProblem, margin: Tensor) -> RiskError:
     if bool((margin != margin[0]).any()):
         return RiskError(
-            f"{problem.name}: the margin changes with the input, but no recorded operator carries the input there: NumPy, .tolist(), "
-            "torch.func or gradients inside forward hide it. Write it with torch operators, or use run_smc, which only runs the "
+            f"{problem.name}: the margin changes with the input, but no recorded operator carries the input there: NumPy, "
+            ".tolist(), torch.func or gradients inside forward hide it. Write it with torch operators, or use run_smc, which only runs the "
             "network."
         )
     return ConstantMarginError(

@@ -25,6 +25,8 @@ from ppl_risk.tracing.tape import Step, Tape
 
 #: Rows of the law, and rows of a wider one.
 ROWS, WIDER = 64, 3.0
+#: Rows of each where a step takes one row at a time.
+FEW = 8
 #: Rows that run through the network at once; every network is run on as many.
 BATCH = 16
 #: Rows that may differ where both answers agree with the record's of that row alone: they sit at a jump, where rounding decides.
@@ -64,8 +66,8 @@ def same_record(name: str, first: GraphModule, second: GraphModule) -> None:
             one, other = (attribute_of(g, n) for g, n in ((first, a), (second, b)))
             if isinstance(one, Tensor) and one is not other and not _equal(one, other):
                 raise RiskError(
-                    f"{name}: A number that the network computes from its input is hidden from the record {where}: NumPy, .tolist(), "
-                    f"torch.func or gradients inside forward. {INSTEAD}"
+                    f"{name}: A number that the network computes from its input is hidden from the record {where}: NumPy, "
+                    f".tolist(), torch.func or gradients inside forward. {INSTEAD}"
                 )
         elif "resolve_neg" in str(a.target) and not a.users and _from_input(a):
             raise RiskError(
@@ -73,8 +75,8 @@ def same_record(name: str, first: GraphModule, second: GraphModule) -> None:
             )
         elif a.op != b.op or a.target != b.target or not _alike(a, b, known):
             raise RiskError(
-                f"{name}: The network does not do the same with every row: two rows of the input law part at {_what(a)} and {_what(b)} "
-                f"{where}. A branch on a value, or a number that left torch, does this. {INSTEAD}"
+                f"{name}: The network does not do the same with every row: two rows of the input law part at {_what(a)} and "
+                f"{_what(b)} {where}. A branch on a value, or a number that left torch, does this. {INSTEAD}"
             )
     if len(first.graph.nodes) != len(second.graph.nodes):
         raise RiskError(
@@ -95,6 +97,8 @@ def hold(problem: RiskProblem, tape: Tape, x: Tensor, wide: Tensor, again: Calla
     Raises:
         RiskError: it does not; the first step that differs is named where one does.
     """
+    if not _takes_many(tape, x):
+        x, wide = x[:FEW], wide[:FEW]
     true, far = margins(problem, x), margins(problem, wide)
     scale = _spread(true)
     rows, seen = torch.cat([x, wide]), torch.cat([true, far])
@@ -173,6 +177,17 @@ def _without_a_word() -> Iterator[None]:
         torch._C._functorch._set_vmap_fallback_warning_enabled(True)
 
 
+def _takes_many(tape: Tape, x: Tensor) -> bool:
+    """Whether all steps can be run on many rows at once."""
+    try:
+        with _without_a_word(), sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+            for _ in tape.values(x[:2].reshape(-1, *tape.steps[0].shape), lambda step: torch.vmap(native(step))):
+                pass
+    except RuntimeError:
+        return False
+    return True
+
+
 def _alone(tape: Tape, row: Tensor, how: Callable[[Step], Callable[..., Tensor]]) -> Tensor:
     *_, (_, value) = tape.values(row.reshape(tape.steps[0].shape), how)
     return value.reshape(-1)[0]
@@ -199,8 +214,8 @@ def _explain(
         other = again(row)
         where = _first_difference(tape, other, row)
         raise RiskError(
-            f"{problem.name}: what is recorded of the network is not what it computes: on a row of the input law's space the margin "
-            f"is {float(alone):.6g} and the record gives {float(read):.6g}. {where} {INSTEAD}"
+            f"{problem.name}: what is recorded of the network is not what it computes: on a row of the input law's space the "
+            f"margin is {float(alone):.6g} and the record gives {float(read):.6g}. {where} {INSTEAD}"
         )
     if len(places) > AT_A_JUMP:
         worst = int(places[0])
