@@ -17,11 +17,11 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import binom
 from torch import Tensor
 
+from ppl_risk.importance.places import missed, places_of
 from ppl_risk.problem import RiskProblem
 from ppl_risk.propagation.interpret import evaluate
 from ppl_risk.propagation.linear_map import is_affine
 from ppl_risk.propagation.orthant import log_quantile
-from ppl_risk.importance.places import missed, places_of
 from ppl_risk.propagation.propagator import Propagator
 from ppl_risk.propagation.slices import At, Slices, slices_along, step_from
 from ppl_risk.risk_estimate import LOG10, decades
