@@ -126,7 +126,7 @@ def test_an_encoder_reads_embeddings_beside_a_fixed_mask():
         ("normal", "got str"),
         (td.Normal(torch.zeros(2), 1.0), r"batch shape \(2,\).*Independent\(inputs, 1\)"),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_what_is_no_law_is_refused_with_what_to_write(inputs, text):
     with pytest.raises(RiskError, match=f"(?s){text}"):
