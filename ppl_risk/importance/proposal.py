@@ -16,6 +16,7 @@ import torch
 import torch.distributions as td
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import constraints
 
 from ppl_risk.errors import RiskError
 from ppl_risk.importance.mixture import proportional
@@ -85,7 +86,7 @@ def component_means(law: td.Distribution) -> Float[Tensor, "components d"]:
         return component_means(law.component_distribution)
     base = law.base_dist if isinstance(law, td.Independent) else law
     try:
-        means = base.loc if _has_scale(base) else law.mean
+        means: Tensor = getattr(base, "loc") if _has_scale(base) else law.mean  # noqa: B009 - of laws that have one
     except NotImplementedError:
         means = torch.tensor(float("nan"))
     if not bool(means.isfinite().all()) or means.shape[-1:] != law.event_shape:
@@ -95,7 +96,7 @@ def component_means(law: td.Distribution) -> Float[Tensor, "components d"]:
 
 def _has_scale(law: td.Distribution) -> bool:
     """Whether a law is loc + scale times a law of fixed shape, made of just its parameters."""
-    return {"loc", "scale"} <= set(law.arg_constraints) and law.support is td.constraints.real
+    return {"loc", "scale"} <= set(law.arg_constraints) and law.support is constraints.real
 
 
 @singledispatch

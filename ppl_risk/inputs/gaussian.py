@@ -11,7 +11,8 @@ condition number, in float64 1e-16 times. Every map carries its linear part A, s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pyro.distributions.transforms as pt
 import torch
@@ -101,7 +102,7 @@ def linear_of(transform: td.Transform) -> Linear | None:
     if isinstance(transform, td.AffineTransform):
         return lambda v: transform.scale * v
     if isinstance(transform, td.ReshapeTransform | pt.Permute):
-        return transform
+        return _chain([transform])
     if isinstance(transform, td.IndependentTransform):
         return linear_of(transform.base_transform)
     if isinstance(transform, pt.LowerCholeskyAffine):
@@ -112,7 +113,7 @@ def linear_of(transform: td.Transform) -> Linear | None:
     return None
 
 
-def _chain(steps: list[Linear]) -> Linear:
+def _chain(steps: Sequence[Any]) -> Linear:
     def push(v: Tensor) -> Tensor:
         for step in steps:
             v = step(v)
