@@ -194,7 +194,9 @@ class RiskProblem(Metered):
                 flat = not margin.requires_grad
                 gradient = None if flat else differentiate(margin.sum(), [rows], allow_unused=True)[0]
             self.count_gradients(0 if flat else rows.shape[0])
-            return margin.detach(), torch.zeros_like(rows) if gradient is None else gradient
+            # A gradient that is NaN (sqrt at 0 under a where) says nothing: 0, as where there is none.
+            known = torch.zeros_like(rows) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
+            return margin.detach(), known
 
         margins, gradients = zip(*self.in_batches(u, both), strict=True)
         return torch.cat(margins), torch.cat(gradients)
