@@ -157,7 +157,7 @@ class FlopCounter(TorchDispatchMode):
         self.bytes += found.numel() * found.element_size() if isinstance(found, Tensor) else 0
         if formula is not None:
             self.flops += int(formula(*args, **named) if packet in FORMULAS else formula(*args, **named, out_val=found))
-        elif func.namespace not in KNOWN:
+        elif func.namespace not in KNOWN or "sparse_mm" in str(packet) or "sparse_addmm" in str(packet):
             self.unknown.add(str(packet))
         return found
 

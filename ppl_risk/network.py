@@ -123,12 +123,17 @@ def _with_first(output: Any, value: Tensor) -> Any:
     return type(output)(*entries) if hasattr(output, "_fields") else type(output)(entries)
 
 
+def is_transformed(value: Tensor) -> bool:
+    """Whether a tensor belongs to a transform of torch.func that is running (vmap, grad): its numbers cannot be asked for."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(value)  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def _why_unreadable(output: object) -> str:
     """Why what a module returns is no site; "" where it is one."""
     value = first_of(output)
     if value is None:
         return f"returns {type(output).__name__}, not a tensor"
-    if torch._C._functorch.is_functorch_wrapped_tensor(value):
+    if is_transformed(value):
         return "runs inside torch.func (vmap, grad), where it has no batch of its own"
     return ""
 

@@ -177,7 +177,7 @@ class RiskEstimate:
         lines += [
             f"  method    {self.method}" + (f" on {self.problem}" if self.problem else ""),
             f"  cost      {self.forward_calls:,} forward and {self.gradient_calls:,} gradient calls, "
-            f"{self.flops:.1e} FLOPs{share}, {self.seconds:.1f} s",
+            f"{'FLOPs unknown' if math.isnan(self.flops) else f'{self.flops:.1e} FLOPs{share}'}, {self.seconds:.1f} s",
             f"  covers    {PROVED_OF if self.status.is_bound or self.status is Status.PROVED else COVERS}",
         ]
         return "\n".join(lines)

@@ -72,7 +72,7 @@ def test_memory_that_runs_out_is_said():
     def large(x):
         raise MemoryError("Unable to allocate 5.00 GiB")
 
-    with pytest.raises(RiskError, match="does not fit into memory"):
+    with pytest.raises(RiskError, match="memory"):
         ppl_risk.monte_carlo(RiskProblem(large, standard(3)), calls=10, progress=False)
 
 

@@ -1,5 +1,7 @@
 """The problem: batching, gradients, cost, and what it refuses."""
 
+import inspect
+
 import pytest
 import torch
 from torch import nn
@@ -141,7 +143,7 @@ def test_inputs_follow_the_type_of_the_network():
 def test_refusals_say_what_to_do(arguments, text):
     with pytest.raises(RiskError, match=text):
         # Unchecked, as a user would call it: the type checker of the tests would answer first.
-        unchecked = getattr(RiskProblem.__init__, "__wrapped__", RiskProblem.__init__)
+        unchecked = inspect.unwrap(RiskProblem.__init__)
         unchecked(object.__new__(RiskProblem), *arguments)
 
 

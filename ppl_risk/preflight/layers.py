@@ -8,16 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ppl_risk.network import first_of, has_scripted
+from ppl_risk.network import first_of, has_scripted, is_transformed
 from ppl_risk.problem import RiskProblem
 
 #: Names that a note lists at most.
 MOST = 3
-
-
-def is_plain(value: object) -> bool:
-    """Whether a value can be asked for its numbers: inside torch.func's transforms it cannot."""
-    return isinstance(value, Tensor) and not torch._C._functorch.is_functorch_wrapped_tensor(value)
 
 
 @contextmanager
@@ -27,7 +22,7 @@ def watching(problem: RiskProblem, look: Callable[[str, Tensor], None]) -> Itera
     def watch(name: str) -> Callable[..., None]:
         def hook(_module: nn.Module, _args: object, output: object) -> None:
             value = first_of(output)
-            if value is not None and is_plain(value):
+            if value is not None and not is_transformed(value):
                 look(name, value)
 
         return hook
