@@ -23,8 +23,10 @@ from jaxtyping import Float
 from pyro import poutine
 from torch import Tensor
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.normal import SphericalNormal
+from ppl_risk.one_pass import refusal
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 
@@ -66,6 +68,7 @@ class ActivationModel:
         ['input', 'network']
     """
 
+    @checked()
     def __init__(
         self,
         problem: RiskProblem,
@@ -87,15 +90,15 @@ class ActivationModel:
         self.resolution = resolution
         with seeded(seed, problem.device):
             u = torch.randn(pilot, problem.transport.dimension, device=problem.device)
-            values, margin = problem.activations(problem.from_normal(u))
+            # Without a resolution the input is the only latent, and no layer has to be a site.
+            values, margin = problem.activations(problem.from_normal(u), {} if resolution == 0 else None)
         if wrong := int(torch.isnan(margin).sum()):
             raise PreflightError(undefined_margins(wrong, pilot))
         for name, value in values.items():
-            if value.shape[0] != pilot:
-                raise RiskError(
-                    f'Layer "{name}" returned shape {tuple(value.shape)} for {pilot} rows. A site needs one row per input '
-                    "row: leave the layer out of layers=[...]."
-                )
+            if not value.is_floating_point():
+                raise refusal({name: f"returns {value.dtype}"})
+        if resolution == 0:
+            values = {}
         self.pilot: dict[str, Tensor] = {INPUT: u} | values
         finite = margin[torch.isfinite(margin)]
         self.margin_spread = float(finite.std()) if len(finite) > 1 else 1.0

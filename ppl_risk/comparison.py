@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
-from ppl_risk.errors import RiskError
+from ppl_risk.arguments import checked
+from ppl_risk.errors import ArgumentError, RiskError
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status
 
 #: Believable estimates further apart than this many joint standard errors contradict each other.
@@ -110,6 +111,51 @@ class Comparison:
         return f"{self.to_dataframe().to_html()}<p>{verdict}</p>"
 
 
+def named_estimates(call: str, name: str, value: Any) -> dict[str, RiskEstimate]:
+    """Estimates by name from whatever holds them: a dict, a `Comparison`, a list, or one of them.
+
+    Raises:
+        ArgumentError: anything else.
+    """
+    if isinstance(value, Comparison):
+        return dict(value.estimates)
+    if isinstance(value, RiskEstimate):
+        value = [value]
+    if isinstance(value, list | tuple):
+        named: dict[str, Any] = {}
+        for estimate in value:
+            label = str(getattr(estimate, "method", type(estimate).__name__))
+            again = sum(key == label or key.startswith(f"{label} #") for key in named)
+            named[f"{label} #{again + 1}" if again else label] = estimate
+        value = named
+    if not isinstance(value, Mapping):
+        raise ArgumentError(
+            f"{call}: {name} must be a dict of estimates, {{'smc': run_smc(problem)}}, or a list, got {type(value).__name__}."
+        )
+    for key, estimate in value.items():
+        if not isinstance(estimate, RiskEstimate):
+            raise ArgumentError(f"{call}: {name}[{key!r}] must be a RiskEstimate, got {type(estimate).__name__}.")
+    return {str(key): estimate for key, estimate in value.items()}
+
+
+def as_comparison(call: str, name: str, value: Any) -> Comparison:
+    """A `Comparison` of whatever `named_estimates` takes."""
+    return value if isinstance(value, Comparison) else Comparison(named_estimates(call, name, value))
+
+
+def one_estimate(call: str, name: str, value: Any) -> RiskEstimate:
+    """One estimate; of several the error asks which.
+
+    Raises:
+        ArgumentError: none, or more than one.
+    """
+    found = named_estimates(call, name, value)
+    if len(found) != 1:
+        raise ArgumentError(f"{call} takes one estimate, got {len(found)}: pick one of {', '.join(found)}.")
+    return next(iter(found.values()))
+
+
+@checked(estimates=named_estimates)
 def compare(estimates: Mapping[str, RiskEstimate], truth: Any = None) -> Comparison:
     """Put estimates of one problem side by side.
 
@@ -131,7 +177,9 @@ def compare(estimates: Mapping[str, RiskEstimate], truth: Any = None) -> Compari
         raise RiskError(f"These are estimates of different problems: {', '.join(sorted(problems))}.")
     if truth is None or isinstance(truth, int | float):
         return Comparison(dict(estimates), None if truth is None else float(truth))
-    return Comparison(dict(estimates), float(truth.log_prob), float(truth.std_error))
+    if not hasattr(truth, "log_prob"):
+        raise ArgumentError(f"compare: truth must be a number in nats or hold log_prob, got {type(truth).__name__}.")
+    return Comparison(dict(estimates), float(truth.log_prob), float(getattr(truth, "std_error", 0.0)))
 
 
 def _error(estimate: RiskEstimate) -> float:

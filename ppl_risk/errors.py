@@ -27,12 +27,29 @@ class UnitFailedError(RiskError):
     """A unit of work that failed however often it was tried; what the other units found is kept."""
 
 
+class FolderError(RiskError):
+    """A folder that units cannot be kept in or read from: a full disk, no permission. Nothing is wrong with the problem."""
+
+
 class PremiseError(RiskError):
     """A mitigated model was called although its card says that a premise of its guarantee fails."""
 
 
+class NetworkError(RiskError, RuntimeError):
+    """A network or detector that raised an error of its own; the message repeats its first line."""
+
+
+class ArgumentError(RiskError, TypeError):
+    """An argument of the wrong kind, or one that the call does not take."""
+
+
 class UntrustedFileError(RiskError):
     """A file that would have to execute code in order to be read."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error, at most 200 characters; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def undefined_margins(wrong: int, total: int) -> str:

@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from ppl_risk.activations import INPUT, ActivationModel
+from ppl_risk.arguments import checked
 from ppl_risk.crude_monte_carlo import counted, monte_carlo
 from ppl_risk.errors import RiskError
-from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, believed_problem
+from ppl_risk.guides import EmpiricalGuide, Family, Guide, LowRank, Selected, believed_problem, require_family
 from ppl_risk.guides import Network as NetworkGuide
 from ppl_risk.guides.believed import margin_of_values
+from ppl_risk.parallel import units_folder
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import child_seeds, seeded
@@ -44,6 +46,7 @@ class Tail:
     steps: int = 400
 
 
+@checked()
 def fit_layerwise(
     problem: RiskProblem,
     family: Family | None = None,
@@ -79,6 +82,7 @@ def fit_layerwise(
         'MODEL_ONLY'
     """
     family = LowRank() if family is None else family
+    require_family(family)
     for name, value, known in (("fit", fit, FITS), ("tail", tail, TAILS)):
         if value not in known:
             raise RiskError(f"{name} must be one of {known}, got {value!r}.")
@@ -186,7 +190,8 @@ def _tail(problem: RiskProblem, guide: Guide, told: Tail, seed: int, progress: b
     """The guide's own tail, by the cheapest route that can see it."""
     believed = believed_problem(problem, guide)
     counting, weighing, climbing = child_seeds(seed, 3)
-    with believed.metered() as meter:
+    # Units of a problem that asks another would be read back without booking the other's calls: none are kept.
+    with believed.metered() as meter, units_folder(None):
         found = None
         if told.route in ("auto", "count"):
             found = monte_carlo(believed, calls=told.draws, posterior_draws=0, seed=counting, progress=False)

@@ -25,13 +25,13 @@ class Counts(Protocol):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory: on a device that is an error of its own, on a CPU only the message says it.
+    """Whether memory ran out: torch has an error of its own for a device, and on a CPU only the message says it.
 
     Example:
         >>> is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
         True
     """
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def in_batches(
@@ -59,7 +59,7 @@ def in_batches(
             done.append(work(rows))
             start += rows.shape[0]
             continue
-        except RuntimeError as error:
+        except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             if rows.shape[0] <= 1:

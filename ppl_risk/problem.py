@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,43 +10,31 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent
-from torch.utils.flop_counter import FlopCounterMode
 
-from ppl_risk.errors import CallLimitError, RiskError
-from ppl_risk.inputs import Transport, transport_of
+from ppl_risk.arguments import checked, names, of_type
+from ppl_risk.errors import RiskError
+from ppl_risk.inputs import Product, Transport, transport_of
+from ppl_risk.inputs.given import law_of, require_arguments
 from ppl_risk.memory import Part, in_batches
-from ppl_risk.network import Visitor, layers_to_cut, named_modules, visiting
+from ppl_risk.metering import Meter as Meter
+from ppl_risk.metering import Metered, row_cost
+from ppl_risk.network import Visitor, eagerly, has_scripted, is_half, layers_to_cut, named_modules, own, uncompiled
+from ppl_risk.one_pass import differentiate, gather, one_pass, refusal
 from ppl_risk.provenance import Provenance
+from ppl_risk.wrapped import roots
 
 #: What one batch may take for activations; the batch size follows from the bytes that one row was seen to need.
 BATCH_BYTES = 64 * 2**20
 
 
-@dataclass
-class Meter:
-    """Rows that went through the network while the meter was on, and how many may at most."""
-
-    forward_calls: int = 0
-    gradient_calls: int = 0
-    limit: int | None = None
-
-    @property
-    def calls(self) -> int:
-        """Forward and gradient calls together."""
-        return self.forward_calls + self.gradient_calls
-
-    @property
-    def left(self) -> int:
-        """Calls that may still be made; a very large number where there is no limit."""
-        return 2**62 if self.limit is None else self.limit - self.calls
-
-
-class RiskProblem:
+class RiskProblem(Metered):
     """A network, an input law and a detector; the catastrophe is `margin >= 0`.
 
     Args:
         network: (batch, *event) -> (batch, ...), any `nn.Module` or callable.
-        inputs: torch or Pyro distribution with batch_shape () and event_shape one input.
+        inputs: torch or Pyro distribution with batch_shape () and event_shape one input. Of a network of several arguments
+            a dict of laws, network(**parts), or a tuple of laws, network(*parts); inside, and in what `sample` gives, the
+            parts lie end to end in one vector, which `unpack` takes apart.
         detector: network output -> margin (batch,); None means that the output is the margin.
         name: for printing and for files.
         layers: dotted names of the modules whose outputs become sites; default every affine module. Modules of a
@@ -65,10 +51,11 @@ class RiskProblem:
         torch.Size([4])
     """
 
+    @checked(layers=names, name=of_type(str), provenance=of_type(Provenance, type(None)))
     def __init__(
         self,
         network: Callable[..., object],
-        inputs: Distribution,
+        inputs: Distribution | Mapping[str, Distribution] | Sequence[Distribution],
         detector: Callable[..., object] | None = None,
         *,
         name: str = "",
@@ -78,28 +65,21 @@ class RiskProblem:
         for role, part in (("network", network), ("detector", detector)):
             if part is not None and not callable(part):
                 raise RiskError(f"The {role} must be callable, got {type(part).__name__}.")
-        if not isinstance(inputs, Distribution):
-            raise RiskError(
-                f"inputs must be a torch or Pyro distribution, got {type(inputs).__name__}. "
-                "For example: torch.distributions.Independent(torch.distributions.Normal(torch.zeros(64), 1.0), 1)."
-            )
-        if inputs.batch_shape != torch.Size():
-            raise RiskError(
-                f"inputs has batch shape {tuple(inputs.batch_shape)}: that is many laws, one input is wanted. "
-                f"Wrap it: torch.distributions.Independent(inputs, {len(inputs.batch_shape)})."
-            )
-        self.network = network
-        self.inputs = inputs
-        self.detector = detector
+        self.network = uncompiled(network)
+        self.inputs = law_of(inputs)
+        if self.parts is not None:
+            require_arguments(self.network, self.parts)
+        self.detector = uncompiled(detector)
         self.name = name or getattr(network, "__name__", type(network).__name__)
         self.provenance = provenance or Provenance()
         self.modules = named_modules(network, detector)
         self.cut = layers_to_cut(self.modules, list(layers) if layers is not None else None)
-        self._meters: list[Meter] = []
+        self._meters = []
+        self._pair = False
 
     def __repr__(self) -> str:
         """One line: what goes in, through how many layers, and where it is cut."""
-        weights = sum(p.numel() for p in self.parameters())
+        weights = sum(p.numel() for p in self.parameters() if not nn.parameter.is_lazy(p))
         sites = ", ".join(self.cut) or "none"
         return (
             f"RiskProblem({self.name!r}: input {tuple(self.inputs.event_shape)} ~ {_name_of(self.inputs)}, "
@@ -108,9 +88,7 @@ class RiskProblem:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Weights of network and detector."""
-        for part in (self.network, self.detector):
-            if isinstance(part, nn.Module):
-                yield from part.parameters()
+        yield from nn.ModuleList(roots(self.network, self.detector)).parameters()
 
     @cached_property
     def device(self) -> torch.device:
@@ -120,6 +98,16 @@ class RiskProblem:
 
     @cached_property
     def dtype(self) -> torch.dtype:
+        """The type of normals and margins: that of the network's weights, but at least single precision."""
+        return torch.float32 if self.is_half else self._input_dtype
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the network's weights are shorter than single precision."""
+        return is_half(self._input_dtype)
+
+    @cached_property
+    def _input_dtype(self) -> torch.dtype:
         """The network's floating type; inputs follow it, unless they are integers."""
         first = next((p for p in self.parameters() if p.is_floating_point()), None)
         return self._law_dtype if first is None else first.dtype
@@ -128,6 +116,19 @@ class RiskProblem:
     def transport(self) -> Transport:
         """The map from standard normals to inputs."""
         return transport_of(self.inputs)
+
+    @property
+    def parts(self) -> Product | None:
+        """The law of the inputs where the network takes it as several arguments."""
+        return self.inputs if isinstance(self.inputs, Product) and self.inputs.apart else None
+
+    def packed(self, x: Any) -> Tensor:
+        """Inputs (batch, *event); those of several parts may come as the dict or tuple that the network takes."""
+        return x if self.parts is None or isinstance(x, Tensor) else self._place(self.parts.pack(x))
+
+    def unpack(self, x: Tensor) -> dict[str, Tensor]:
+        """Inputs by part, each under its name; {"x": x} where there is one part."""
+        return {"x": x} if self.parts is None else self.parts.unpack(x)
 
     @property
     def _law_dtype(self) -> torch.dtype:
@@ -149,22 +150,38 @@ class RiskProblem:
         return self._place(self.transport(u.to(self._one_draw.device, self._law_dtype)))
 
     def _place(self, x: Tensor) -> Tensor:
-        return x.to(self.device, self.dtype) if x.is_floating_point() else x.to(self.device)
+        return x.to(self.device, self._input_dtype) if x.is_floating_point() else x.to(self.device)
 
-    def run(self, x: Tensor, visit: Visitor | None = None, read: Visitor | None = None) -> Float[Tensor, " batch"]:
-        """Margins of one batch; what a named layer returns passes through `visit`, what it reads through `read`."""
+    def run(
+        self,
+        x: Tensor,
+        visit: Visitor | None = None,
+        read: Visitor | None = None,
+        skipped: dict[str, str] | None = None,
+    ) -> Float[Tensor, " batch"]:
+        """Margins of one batch; what a named layer returns passes through `visit`, what it reads through `read`.
+
+        Layers that cannot be visited go into `skipped`, name -> reason. `NetworkError` where the network raises an error.
+        """
         self._afford(x.shape[0])
         for meter in self._meters:
             meter.forward_calls += x.shape[0]
-        with ExitStack() as stack:
-            if visit is not None or read is not None:
-                stack.enter_context(visiting(self.cut, visit, read))
-            output = self.network(x)
-            return output if self.detector is None else self.detector(output)  # pyright: ignore[reportReturnType]
+        margin, self._pair = one_pass(self._answer, self.cut, x, visit, read, skipped, self._pair)
+        return margin
 
-    def margin(self, x: Tensor) -> Float[Tensor, " batch"]:
+    def output(self, x: Tensor) -> Any:
+        """What the network returns; it reads a copy, so inputs stay as they were drawn whatever is done to them in place."""
+        args, named = ((own(x),), {}) if self.parts is None else self.parts.arguments(own(x))
+        with eagerly(self.modules):
+            return self.network(*args, **named)
+
+    def _answer(self, x: Tensor) -> Any:
+        output = self.output(x)
+        return output if self.detector is None else self.detector(output)
+
+    def margin(self, x: Any) -> Float[Tensor, " batch"]:
         """Margins C(M(x)) (batch,) of inputs (batch, *event), in batches that fit; catastrophe where >= 0."""
-        margins = self.in_batches(x, self.run)
+        margins = self.in_batches(self.packed(x), self.run)
         return margins[0] if len(margins) == 1 else torch.cat(margins)
 
     def margin_of_normal(self, u: Float[Tensor, "batch d"]) -> Float[Tensor, " batch"]:
@@ -183,7 +200,7 @@ class RiskProblem:
                 margin = self.run(self.from_normal(rows))
                 # Without a graph (every coordinate acts through steps, or a detached margin) there is nothing to differentiate.
                 flat = not margin.requires_grad
-                gradient = None if flat else torch.autograd.grad(margin.sum(), rows, allow_unused=True)[0]
+                gradient = None if flat else differentiate(margin.sum(), [rows], allow_unused=True)[0]
             self.count_gradients(0 if flat else rows.shape[0])
             # NaN (the branch not taken of a square root, say) points nowhere, as 0 does.
             return margin.detach(), torch.zeros_like(rows) if gradient is None else gradient.nan_to_num(0.0, 0.0, 0.0)
@@ -192,80 +209,61 @@ class RiskProblem:
         return torch.cat(margins), torch.cat(gradients)
 
     @torch.no_grad()
-    def activations(self, x: Tensor) -> tuple[dict[str, Tensor], Float[Tensor, " batch"]]:
-        """What the named layers return on inputs (batch, *event), and the margins."""
+    def activations(
+        self, x: Tensor, left_out: dict[str, str] | None = None
+    ) -> tuple[dict[str, Tensor], Float[Tensor, " batch"]]:
+        """What the named layers return on inputs (batch, *event), and the margins.
+
+        Args:
+            x: inputs.
+            left_out: takes the layers that have no value for every row, name -> reason; None: they are an error.
+
+        Raises:
+            RiskError: such a layer, named, where `left_out` is None.
+        """
+        skipped: dict[str, str] = {}
 
         def look(rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
             kept: dict[str, Tensor] = {}
 
             def keep(name: str, value: Tensor) -> Tensor:
-                kept[name] = value.detach()
+                kept[name] = own(value.detach())
                 return value
 
-            return kept, self.run(rows, keep)
+            return kept, self.run(rows, keep, None, skipped)
 
         kept, margins = zip(*self.in_batches(x, look), strict=True)
-        return {name: torch.cat([part[name] for part in kept]) for name in kept[0]}, torch.cat(margins)
+        values, unfit = gather(kept, [len(margin) for margin in margins], skipped)
+        if unfit and left_out is None:
+            raise refusal(unfit)
+        if left_out is not None:
+            left_out.update(unfit)
+        return values, torch.cat(margins)
 
     def in_batches(self, x: Tensor, work: Callable[[Tensor], Part]) -> list[Part]:
         """`work` on batches of the rows of x; where memory runs out `batch_size` is halved for good and the batch tried again."""
         done, self.batch_size = in_batches(work, x, self.batch_size, self._meters)
         return done
 
-    def _afford(self, calls: int) -> None:
-        """Stop before a limit is passed, not after."""
-        for meter in self._meters:
-            if calls > meter.left:
-                raise CallLimitError(
-                    f"{calls:,} more calls would pass the limit of {meter.limit:,}; {meter.calls:,} are spent. Raise the limit."
-                )
-
-    @contextmanager
-    def metered(self, limit: int | None = None) -> Iterator[Meter]:
-        """Count the calls made inside the block; with a limit, `CallLimitError` before it would be passed."""
-        meter = Meter(limit=limit)
-        self._meters.append(meter)
-        try:
-            yield meter
-        finally:
-            self._meters = [m for m in self._meters if m is not meter]
-
-    def count_gradients(self, rows: int) -> None:
-        """Book `rows` gradients; whoever calls backward through `run` says so here."""
-        for meter in self._meters:
-            meter.gradient_calls += rows
-
-    def book(self, forward: int, gradient: int) -> None:
-        """Book calls made elsewhere: on a worker, or in an earlier process."""
-        for meter in self._meters:
-            meter.forward_calls += forward
-            meter.gradient_calls += gradient
-
     @cached_property
     def _row_cost(self) -> tuple[float, int]:
         """FLOPs and activation bytes of one row, read off one forward pass."""
-        seen = 0
-
-        def weigh(_module: nn.Module, _args: object, output: object) -> None:
-            nonlocal seen
-            if isinstance(output, Tensor):
-                seen += output.numel() * output.element_size()
-
-        handles = [m.register_forward_hook(weigh) for m in self.modules.values() if not list(m.children())]
         x = self._place(self._one_draw)[None]
         meters, self._meters = self._meters, []
+        leaves = [m for m in self.modules.values() if not list(m.children())]
         try:
-            with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                self.run(x)
+            scripted = has_scripted(self.network, self.detector)
+            flops, seen = row_cost(lambda: self.run(x), leaves, scripted=scripted)
+            if self._pair:  # one row ran as two
+                both = torch.cat([x, x])
+                flops, seen = (cost / 2 for cost in row_cost(lambda: self.run(both), leaves, scripted=scripted))
         finally:
             self._meters = meters
-            for handle in handles:
-                handle.remove()
-        return float(counter.get_total_flops()), max(seen, x.numel() * x.element_size())
+        return flops, max(int(seen), x.numel() * x.element_size())
 
     @property
     def flops_per_row(self) -> float:
-        """FLOPs of one row through network and detector (matrix products, as torch counts them)."""
+        """FLOPs of one row through network and detector (matrix products); nan where an operator hides its own."""
         return self._row_cost[0]
 
     @property

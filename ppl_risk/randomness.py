@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -25,3 +25,24 @@ def seeded(seed: int, device: torch.device | str = "cpu") -> Iterator[None]:
 def child_seeds(seed: int, count: int) -> list[int]:
     """Independent seeds for the units of a plan; the first `k` are the same whatever `count` is."""
     return [int(s.generate_state(1, np.uint64)[0]) >> 1 for s in np.random.SeedSequence(seed).spawn(count)]
+
+
+def random_state(device: torch.device | str = "cpu") -> list[torch.Tensor]:
+    """The global random state: of the CPU, and of the device where that is a GPU.
+
+    Example:
+        >>> before = random_state()
+        >>> first = torch.rand(1)
+        >>> set_random_state(before)
+        >>> torch.equal(first, torch.rand(1))
+        True
+    """
+    device = torch.device(device)
+    return [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+
+
+def set_random_state(state: Sequence[torch.Tensor], device: torch.device | str = "cpu") -> None:
+    """Go back to where `random_state` was."""
+    torch.set_rng_state(state[0])
+    if len(state) > 1:
+        torch.cuda.set_rng_state(state[1], torch.device(device))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Selected
 from ppl_risk.layerwise import fit_layerwise
@@ -61,6 +62,7 @@ class RankSearch:
         return "\n".join([*lines, verdict])
 
 
+@checked()
 def choose_rank(
     problem: RiskProblem,
     selection: Selection | None = None,

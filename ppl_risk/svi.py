@@ -7,30 +7,42 @@ law of the input is then the proposal of an importance sampler with the hard eve
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
-import pyro
 import torch
-from pyro.infer import Trace_ELBO
-from pyro.optim.clipped_adam import ClippedAdam
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ppl_risk.activations import ActivationModel, check_batching
-from ppl_risk.errors import PreflightError, RiskError, undefined_margins
-from ppl_risk.guides import Family, Guide, LowRank, Network
-from ppl_risk.importance.sampling import carried, importance_sample, resample, verdict
+from ppl_risk.activations import ActivationModel
+from ppl_risk.arguments import checked
+from ppl_risk.errors import RiskError
+from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
+from ppl_risk.guides.ascent import SETTLING, Ascent
+from ppl_risk.importance.places import disagreement, evidence_of, missed, places_of
+from ppl_risk.importance.proposal import component_means
+from ppl_risk.importance.sampling import ImportanceResult, carried, importance_sample, resample, verdict
+from ppl_risk.parallel import digest, fits, folder_of, run_chain, tried_twice, units_folder
 from ppl_risk.posterior import posterior_of, to_chains
 from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
-from ppl_risk.randomness import child_seeds, seeded
+from ppl_risk.randomness import child_seeds, random_state, seeded
 from ppl_risk.risk_estimate import RiskEstimate, Status
 
-#: Last share of the steps, at constant temperature and falling step size, on which convergence is judged.
-SETTLING = 0.3
+#: A fit, and a set of draws, are kept in so many parts at most; those of a fit take at most so many bytes together.
+PARTS, LARGEST_KEPT = 8, 64 * 2**20
+
+#: Decades by which draws around every place found may stand above the number, beyond twice their error.
+LEFT_OUT = 0.05
+#: Said where a family of laws over layers was asked for and there are none.
+ONE_SITE = (
+    "No layers were found behind the network, so the input is the only site and all families are laws of the input alone: to "
+    "compare families pass the nn.Module itself, or an nn.Module whose forward calls it."
+)
 
 
 class Fit(NamedTuple):
@@ -44,6 +56,7 @@ class Fit(NamedTuple):
     converged: bool
 
 
+@checked()
 def fit_svi(
     problem: RiskProblem,
     family: Family | None = None,
@@ -57,6 +70,7 @@ def fit_svi(
     posterior_draws: int = 1000,
     seed: int = 0,
     progress: bool = True,
+    folder: str | Path | None = None,
 ) -> RiskEstimate:
     """Fit a guide to the law given catastrophe and turn it into an importance-corrected probability.
 
@@ -67,6 +81,7 @@ def fit_svi(
         temperature: final one, in units of the margin's spread under the input law.
         pilot: draws from which the guide starts. posterior_draws: equal-weight draws kept for ArviZ (0: none).
         seed: reproduces the run. progress: show a bar.
+        folder: keeps what is finished of the fit and of the draws, so that the same call goes on from there with the same bits.
 
     Returns:
         the corrected estimate; `.elbo`, `.guide`, `.posterior` beside it.
@@ -74,6 +89,7 @@ def fit_svi(
     Raises:
         PreflightError: the problem is not sound, its margin has no gradient, or a margin met while fitting is NaN.
         NoTransportError: the input law has no map from standard normals.
+        UnitFailedError: the network failed twice on the same inputs.
 
     Example:
         >>> from ppl_risk.zoo import load_model
@@ -81,6 +97,7 @@ def fit_svi(
         'SVI low-rank(8) + importance sampling'
     """
     family = LowRank() if family is None else family
+    require_family(family)
     if steps < 1 or particles < 1 or draws < 8 or pilot < 8:
         raise RiskError(
             f"At least 1 step, 1 particle, 8 draws and 8 pilot draws are needed, got steps={steps}, particles={particles}, "
@@ -89,19 +106,39 @@ def fit_svi(
     started = time.perf_counter()
     first_look = require_sound(problem, slope=True)
     work = first_look.units.problem
-    fit_seed, draw_seed = child_seeds(seed, 2)
-    with problem.metered() as meter:
-        fit = fit_guide(
-            work, family, steps=steps, particles=particles, learning_rate=learning_rate, temperature=temperature,
-            pilot=pilot, seed=fit_seed, progress=progress,
-        )  # fmt: skip
-        with seeded(draw_seed, problem.device):
-            result = importance_sample(work, fit.guide.input_law(), draws)
+    fit_seed, draw_seed, look_seed = child_seeds(seed, 3)
+    with problem.metered() as meter, units_folder(folder_of(folder)):
+
+        def fitted() -> Fit:
+            return fit_guide(
+                work, family, steps=steps, particles=particles, learning_rate=learning_rate, temperature=temperature,
+                pilot=pilot, seed=fit_seed, progress=progress,
+            )  # fmt: skip
+
+        def drawn() -> tuple[ImportanceResult, dict[str, np.ndarray]]:
+            result = importance_sample(_keeping(work, draw_seed), fit.guide.input_law(), draws)
             kept = resample(result.draws, posterior_draws) if result.hits and posterior_draws else None
-            posterior = {} if kept is None else posterior_of(problem, problem.from_normal(kept))
-    status, remedy = verdict(result)
-    if not status.believable and status is not Status.NO_HITS and not fit.converged:
+            return result, {} if kept is None else posterior_of(problem, problem.from_normal(kept))
+
+        fit = tried_twice(problem, fitted, "SVI fit")
+        with seeded(draw_seed, problem.device):
+            result, posterior = tried_twice(problem, drawn, "SVI draws")
+        status, remedy = verdict(result)
+        elsewhere: dict[str, float] = {}
+        if status.believable:
+            # Weights cannot know of a place that no draw of the guide came to.
+            with seeded(look_seed, problem.device):
+                places = places_of(work, component_means(fit.guide.input_law()), result.log_prob)
+            elsewhere = evidence_of(places)
+            if missed(places, result.log_prob) > LEFT_OUT:
+                status, remedy = Status.ROUTES_DISAGREE, (
+                    f"{disagreement(places, result.log_prob, 'guide')} Use ppl_risk.estimate, or a family with input=Mixture()."
+                )
+    if status not in (Status.OK, Status.ROUTES_DISAGREE, Status.NO_HITS) and not fit.converged:
         status, remedy = Status.NOT_CONVERGED, "The ELBO was still moving: use more steps. " + remedy
+    sites = len(fit.guide.site_names())
+    if sites == 1 and family.coordinates == "activation":
+        remedy = f"{remedy} {ONE_SITE}".strip()
     number = {"log_prob": result.log_prob, "std_error": result.std_error}
     if not status.believable:
         number = carried(result.log_prob, result.std_error, result.k_hat, result.ess)
@@ -114,7 +151,8 @@ def fit_svi(
         elbo=fit.elbo, guide=fit.guide,
         evidence={
             "k_hat": result.k_hat, "ess": result.ess, "hits": float(result.hits), "draws": float(draws),
-            "elbo_error": fit.elbo_error, "converged": float(fit.converged),
+            "elbo_error": fit.elbo_error, "converged": float(fit.converged), "sites": float(sites),
+            **elsewhere,
         },
         posterior=posterior,
         stats={"log_weight": to_chains(result.draws.log_weight[:rows]), "margin": to_chains(result.draws.margin[:rows])},
@@ -147,6 +185,8 @@ def fit_guide(
     """
     model = ActivationModel(problem, family.coordinates, resolution=family.resolution, pilot=pilot, seed=seed)
     guide = family.bind(model.sites)
+    if not isinstance(guide, nn.Module):
+        raise RiskError(f"A guide of the family {family.label} has nothing to train: use it in ppl_risk.fit_layerwise.")
     options = {"particles": particles, "temperature": temperature, "progress": progress}
     with seeded(seed, problem.device):
         if model.coordinates == "noise" and model.resolution == 0:
@@ -180,70 +220,58 @@ def optimise(
 ) -> Fit:
     """Maximise the ELBO over a guide's parameters in place, from where it stands.
 
-    The temperature goes from `start` to `temperature`, in units of the margin's spread. Parameters end at their average over
-    the last half of the settling part (Polyak and Juditsky 1992, doi:10.1137/0330046).
+    The temperature goes from `start` to `temperature`, in units of the margin's spread. Kept in parts where the block has a
+    `units_folder`.
     """
-    check_batching(model, guide.sample(5), model.margin_spread)
-    elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=0)
-    parameters = [p for p in guide.parameters() if p.requires_grad]
-    optimiser = ClippedAdam(parameters, lr=learning_rate, clip_norm=10.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: _step_size(step / max(steps, 1)))
-    average, averaged = [torch.zeros_like(p) for p in parameters], 0
-    losses, norms = np.full(steps, np.nan), np.full(steps, np.nan)
-    bar = tqdm(
-        _temperatures(steps, model.margin_spread, start, temperature), total=steps, disable=not progress, desc="SVI"
+    way = Ascent(
+        model, guide, steps=steps, particles=particles, learning_rate=learning_rate, start=start, final=temperature
     )
-    for step, current in enumerate(bar):
-        # `check_batching` has validated the shapes; validating every value costs a fifth of a step.
-        with pyro.validation_enabled(False):
-            loss = elbo.differentiable_loss(model, guide, current)
-        model.problem.count_gradients(particles)
-        losses[step] = float(loss.detach())
-        # Only the guide's gradients: the weights of the network stay out of it.
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
-        norms[step] = math.sqrt(sum(float(g.square().sum()) for g in gradients))
-        if not math.isfinite(losses[step]) or not math.isfinite(norms[step]):
-            if step >= (1 - SETTLING) * steps:
-                _refuse_undefined(model, guide)
-            continue  # such a step is left out, and tells the convergence check
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        optimiser.step()
-        schedule.step()
-        if step >= (1 - SETTLING / 2) * steps:
-            averaged += 1
-            for total, parameter in zip(average, parameters, strict=True):
-                total += (parameter.detach() - total) / averaged
-        if step % 20 == 0:
-            bar.set_postfix_str(f"ELBO {-losses[step]:.1f} nats")
-    if averaged:
-        with torch.no_grad():
-            for total, parameter in zip(average, parameters, strict=True):
-                parameter.copy_(total)
-    return Fit(guide, losses, norms, *_settled(losses))
+    folder = folder_of(None)
+    parts = _parts(steps, way.bytes())
+    with tqdm(total=steps, disable=not progress, desc="SVI") as bar:
+
+        def advance(index: int, _before: object) -> dict[str, Any]:
+            for step in parts[index]:
+                way.advance([step])
+                bar.update(step + 1 - bar.n)
+            bar.set_postfix_str(f"ELBO {-way.losses[parts[index][-1]]:.1f} nats")
+            return {"steps": len(parts[index])}
+
+        given = {
+            "model": [model.coordinates, model.resolution, model.margin_spread, start, temperature],
+            "steps": [steps, particles, learning_rate],
+            "from": digest([{"guide": way.save(), "random": random_state(model.problem.device)}]) if folder else "",
+        }  # fmt: skip
+        run_chain(model.problem, "SVI fit", [given] * len(parts), advance, seed=0, save=way.save, load=way.load)
+    way.arrive()
+    return Fit(guide, way.losses, way.norms, *_settled(way.losses))
 
 
-def _refuse_undefined(model: ActivationModel, guide: Guide) -> None:
-    """Where steps fail to the last: margins that are NaN are the problem's fault, and no further step mends them.
-
-    Raises:
-        PreflightError: the margin is NaN at some of 64 draws of the guide.
-    """
-    margin = model.problem.margin_of_normal(guide.sample(64)["input"].detach())
-    if wrong := int(torch.isnan(margin).sum()):
-        raise PreflightError(f"Fitting met margins that are NaN: {undefined_margins(wrong, 64)}")
+def _parts(steps: int, size: int) -> list[range]:
+    """The steps in parts after which the fit is kept: fewer where `size`, the bytes of one keeping, is large."""
+    each = -(-steps // max(1, min(PARTS, LARGEST_KEPT // max(size, 1))))
+    return [range(first, min(first + each, steps)) for first in range(0, steps, max(each, 1))]
 
 
-def _temperatures(steps: int, spread: float, start: float, final: float) -> Iterator[float]:
-    """Geometric from `start` to `final`, in units of the margin's spread, then constant while the guide settles."""
-    annealed = max(1, round((1 - SETTLING) * steps))
-    for step in range(steps):
-        yield (spread or 1e-12) * start * (final / start) ** min(1.0, step / annealed)
+def _keeping(problem: RiskProblem, seed: int) -> RiskProblem:
+    """The same problem; what the network says of draws is kept in the block's folder, if it has one."""
+    if folder_of(None) is None:
+        return problem
+    kept = copy.copy(problem)
 
+    def margin_of_normal(u: Tensor) -> Tensor:
+        # Cut where the batches are, so that every bit is that of one call.
+        batches = -(-len(u) // problem.batch_size)
+        rows = u.split(-(-batches // PARTS) * problem.batch_size)
+        results = run_chain(
+            problem, "SVI draws", [{"rows": digest([{"u": part}])} for part in rows],
+            lambda k, _: {"margin": problem.margin_of_normal(rows[k])}, seed=seed,
+            sound=lambda unit, r: fits(r, {"margin": "float n"}, n=len(rows[unit.index])),
+        )  # fmt: skip
+        return torch.cat([r["margin"].to(u.device) for r in results])
 
-def _step_size(share: float) -> float:
-    """Constant, then falling geometrically to a fiftieth over the settling part."""
-    return 50.0 ** -max(0.0, (share - (1 - SETTLING)) / SETTLING)
+    kept.margin_of_normal = margin_of_normal
+    return kept
 
 
 def _settled(losses: np.ndarray) -> tuple[float, float, bool]:

@@ -12,12 +12,15 @@ import ppl_risk
 ROOT = Path(ppl_risk.__file__).parent
 FLOORS = (
     {
+        "arguments",
         "errors",
         "identity",
         "memory",
+        "metering",
         "randomness",
         "normal",
         "network",
+        "one_pass",
         "inputs",
         "problem",
         "provenance",
@@ -30,6 +33,7 @@ FLOORS = (
         "tracing",
         "weight_posterior",
         "weights",
+        "wrapped",
     },
     {"activations"},
     {"guides", "selection"},

@@ -19,7 +19,7 @@ from builders import (
 )
 from ppl_risk import fit_layerwise
 from ppl_risk.errors import RiskError
-from ppl_risk.guides import Block, Empirical, Full, LowRank, MeanField, Mixture, Network, Normal, Selected
+from ppl_risk.guides import Block, Empirical, Full, LowRank, MeanField, Network, Normal, Selected
 from ppl_risk.guides.empirical import EmpiricalGuide
 from ppl_risk.problem import RiskProblem
 from ppl_risk.provenance import Provenance
@@ -86,9 +86,8 @@ def test_number_is_never_believed_as_the_network_s():
 
 @pytest.mark.parametrize(
     ("family", "text"),
-    [(Network(), "noise coordinates.*run_smc"), (MeanField(coordinates="noise"), "noise coordinates"),
-     (MeanField(input=Mixture(2)), "Gaussian input law")],
-)  # fmt: skip
+    [(Network(), "noise coordinates.*run_smc"), (MeanField(coordinates="noise"), "noise coordinates")],
+)
 def test_families_without_a_tail_of_their_own(family, text):
     with pytest.raises(RiskError, match=text):
         fit_layerwise(linear_gaussian(3, 2.0).problem, family, draws=200, progress=False)

@@ -2,8 +2,9 @@ r"""A proved upper bound on the probability of a catastrophe, or the plain word 
 
 Gaussian laws: the largest ball |u| <= R in the normal space on which CROWN proves margin < 0 gives P <= Pr[chi_d > R]; PROVEN adds
 the tail of an affine function above the margin; the smaller of the two is taken, over all radii tried. Laws of independent
-coordinates: the largest box |u_i| <= r, with P <= 1 - (2 Phi(r) - 1)^d; where the whole support is in a box without catastrophe,
-P = 0. What is bounded is the network in exact arithmetic, computed in float64 with an allowance for rounding, which is not proved.
+coordinates: the largest box |u_i| <= r, with P <= 1 - (2 Phi(r) - 1)^d. Where the margin is below 0, or at least 0, on all that the
+law can give, P is 0, or 1. What is bounded is the network in exact arithmetic, computed in float64 with an allowance for rounding,
+which is not proved; networks that compute in a narrower type than float32 are refused, as their rounding is part of them.
 """
 
 from __future__ import annotations
@@ -11,31 +12,38 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked, reals, whole
+from ppl_risk.bounds.everywhere import bounds_everywhere
 from ppl_risk.bounds.interval import Ball, Box, Region
 from ppl_risk.bounds.laws import LARGEST_U, affine_of, ends, is_monotone, leading, support_of
 from ppl_risk.bounds.lowering import program_of
 from ppl_risk.bounds.program import Program
 from ppl_risk.bounds.proven import log_box_tail, log_chi_tail, log_proven
 from ppl_risk.bounds.relaxation import LARGEST, Plane, crown_bounds, upper_planes
-from ppl_risk.bounds.search import GRID, Search, rounds
-from ppl_risk.errors import RiskError
+from ppl_risk.bounds.search import GRID, Clock, Search, rounds
+from ppl_risk.errors import NoTransportError, RiskError
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status
-from ppl_risk.tracing import Tape, trace
+from ppl_risk.tracing import ConstantMarginError, Tape, trace
 
 #: A bound above this says nothing.
 SAYS_NOTHING = 0.5
 #: Half width of the boxes around sampled inputs, in units of the inputs' spread.
 SHARE_OF_SPREAD = 0.01
+#: What a quantile function may be off by: of u, and of Phi(u) at either end, which float64 holds to 1.1e-16 beside 1.
+QUANTILE, PHI = 1e-6, 2.3e-16
 
 
+@checked(inputs=whole, radii=reals)
 def certify(
     problem: RiskProblem,
     *,
@@ -44,6 +52,7 @@ def certify(
     epsilon: float | None = None,
     seed: int = 0,
     progress: bool = True,
+    max_seconds: float | None = None,
 ) -> RiskEstimate:
     """A proved upper bound on Pr[margin >= 0].
 
@@ -52,9 +61,13 @@ def certify(
         radii: radii to try, in standard deviations of the normal space; default: searched.
         inputs: sampled inputs around which the sign of the margin is certified, for evidence; 0 for none.
         epsilon: half width of the box around each, in the units of x; default a hundredth of the inputs' spread.
-        seed: of those inputs; the bound needs none. progress: show a bar.
+        seed: of those inputs; the bound needs none.
+        progress: show a bar.
+        max_seconds: stop after this time, with the best bound proved so far; None: try all radii. A result that was cut short
+            depends on the machine.
 
-    `log_prob` of the result is the log of the bound, in nats; status `BOUNDED`, `PROVED` (P = 0) or `VACUOUS` (P <= 1: nothing).
+    `log_prob` of the result is the log of the bound, in nats; status `BOUNDED`, `PROVED` (P = 0 or P = 1) or `VACUOUS` (P <= 1:
+    nothing).
     Evidence: the certified radius and PROVEN's, in standard deviations, log10 of both bounds, and the share of sampled inputs
     whose sign is certified next to the share that fails.
 
@@ -71,34 +84,75 @@ def certify(
     started = time.perf_counter()
     if inputs < 0 or (epsilon is not None and not epsilon > 0) or any(not r > 0 for r in radii or ()):
         raise RiskError("inputs must be at least 0, epsilon and radii greater than 0.")
+    if max_seconds is not None and not max_seconds > 0:
+        raise RiskError(f"max_seconds must be greater than 0 or None, got {max_seconds}.")
     require_sound(problem)
+    clock = Clock(started, max_seconds)
+    sure: float | None = None
+    search, around, flops, gaussian = Search(), dict[str, float](), 0.0, False
     with problem.metered() as meter:
-        tape = trace(problem)
-        affine = affine_of(problem.inputs, problem.device)
-        if affine is not None:
-            program = program_of(tape, problem.device, leading(affine, problem.inputs.event_shape))
-            search, zero = _balls(program, affine.dimension, radii, progress), False
-        else:
-            program = program_of(tape, problem.device)
-            search, zero = _boxes(program, problem, radii, progress)
-        around, flops = _around_inputs(problem, tape, inputs, epsilon, seed)
-    evidence = _of_search(search, affine is not None) | around
-    bound = -math.inf if zero else min([*search.ball, *search.proven, 0.0])
-    status, remedy = _verdict(problem, bound, zero, search, affine is not None)
-    cost: dict[str, Any] = problem.cost(meter) | {"flops": problem.flops(meter) + program.flops + flops}
+        try:
+            tape = trace(problem)
+            _require_wide_types(problem, tape)
+            sure = _certain(problem, tape)
+            affine = affine_of(problem.inputs, problem.device) if sure is None else None
+            gaussian = affine is not None
+            if affine is not None:
+                program = program_of(tape, problem.device, leading(affine, problem.inputs.event_shape))
+                search = _balls(program, affine.dimension, radii, progress, clock)
+                flops = program.flops
+            elif sure is None:
+                program = program_of(tape, problem.device)
+                search, zero = _boxes(program, problem, radii, progress, clock)
+                sure, flops = -math.inf if zero else None, program.flops
+            around, more = _around_inputs(problem, tape, inputs, epsilon, seed, clock)
+            flops += more
+        except ConstantMarginError as constant:
+            sure = 0.0 if constant.margin >= 0 else -math.inf
+    if sure is None:
+        around = _of_search(search, gaussian) | around
+    bound = min([*search.ball, *search.proven, 0.0]) if sure is None else sure
+    status, remedy = _verdict(problem, bound, sure is not None, search, gaussian)
+    if clock.rang:
+        remedy = f"{remedy} The search for radii was cut short after {max_seconds:.3g} s.".strip()
+    cost: dict[str, Any] = problem.cost(meter)
     return RiskEstimate(
-        method="CROWN and PROVEN bounds" if affine is not None else "CROWN bounds",
-        log_prob=0.0 if status is Status.VACUOUS else bound, std_error=0.0 if zero else math.nan, status=status, remedy=remedy,
-        **cost, seconds=time.perf_counter() - started, seed=seed, problem=problem.name, evidence=evidence,
+        method="CROWN and PROVEN bounds" if gaussian else "CROWN bounds",
+        log_prob=0.0 if status is Status.VACUOUS else bound, std_error=math.nan if sure is None else 0.0, status=status,
+        remedy=remedy, **cost | {"flops": cost["flops"] + flops}, seconds=time.perf_counter() - started, seed=seed,
+        problem=problem.name, evidence=around,
         settings={"radii": None if radii is None else list(radii), "inputs": inputs, "epsilon": epsilon},
     )  # fmt: skip
 
 
-def _balls(program: Program, dimension: int, radii: Sequence[float] | None, progress: bool) -> Search:
+def _require_wide_types(problem: RiskProblem, tape: Tape) -> None:
+    """Rounding of float32 and float64 is far below what a margin varies by; that of half and bfloat16 is not."""
+    for step in tape.steps:
+        kind = step.dtype
+        if kind is not None and kind.is_floating_point and torch.finfo(kind).eps > torch.finfo(torch.float32).eps:
+            raise RiskError(
+                f"{problem.name}: the network computes in {kind} (step {step.name!r}), whose rounding is part of what it does and "
+                "is not bounded. Bound its float32 version, network.float(), which is another function; or use run_smc or estimate."
+            )
+
+
+def _certain(problem: RiskProblem, tape: Tape) -> float | None:
+    """log P where it is 0 or 1 whatever the law gives, nats; None where that is not proved."""
+    program = program_of(tape, problem.device)
+    low, high = (end.reshape(program.root.shape).to(problem.device) for end in support_of(problem.inputs))
+    least, most, defined = bounds_everywhere(program, low, high)
+    if most < 0:
+        return -math.inf
+    return 0.0 if least >= 0 and defined else None
+
+
+def _balls(program: Program, dimension: int, radii: Sequence[float] | None, progress: bool, clock: Clock) -> Search:
     """Balls around 0 in the normal space."""
 
     def prove(tried: list[float]) -> None:
         for part in torch.tensor(tried, dtype=torch.float64, device=program.device).split(_at_once(program)):
+            if clock.over():
+                return
             ball = Ball(torch.zeros(len(part), dimension, dtype=torch.float64, device=program.device), part)
             planes, _, high = _margin(program, ball)
             certified = (high < 0).tolist()
@@ -115,26 +169,32 @@ def _balls(program: Program, dimension: int, radii: Sequence[float] | None, prog
 
 
 def _boxes(
-    program: Program, problem: RiskProblem, radii: Sequence[float] | None, progress: bool
+    program: Program, problem: RiskProblem, radii: Sequence[float] | None, progress: bool, clock: Clock
 ) -> tuple[Search, bool]:
     """Boxes between quantiles of independent numbers, and whether the whole support is one without catastrophe."""
-    law, transport = problem.inputs, problem.transport
-    if not is_monotone(law):
+    law, known = problem.inputs, False
+    with suppress(NoTransportError):
+        known = is_monotone(law)
+    if not known:
         raise RiskError(
             f"No region of an input law of type {type(law).__name__} is known whose probability is known too. Bounds need a "
             "Gaussian law, or independent numbers with quantile functions (torch.distributions.Independent); run_smc needs neither."
         )
+
+    transport = problem.transport
 
     def prove(low: Tensor, high: Tensor) -> list[bool]:
         shape = (len(low), *program.root.shape)
         low, high = (end.reshape(shape).to(program.device) for end in (low, high))
         found = []
         for some, others in zip(low.split(_at_once(program)), high.split(_at_once(program)), strict=True):
+            if clock.over():
+                return found + [False] * (len(low) - len(found))
             found += (_margin(program, Box((some + others) / 2, (others - some) / 2))[2] < 0).tolist()
         return found
 
     search, support = Search(), support_of(law)
-    if support is not None and all(prove(support[0][None], support[1][None])):
+    if bool(torch.stack(support).isfinite().all()) and all(prove(support[0][None], support[1][None])):
         search.radii, search.certified, search.ball = [math.inf], [True], [-math.inf]
         return search, True
 
@@ -143,12 +203,15 @@ def _boxes(
         search.radii += tried
         certified = prove(*ends(transport.map, torch.tensor(tried), transport.dimension)) if tried else []
         search.certified += certified
-        search.ball += [
-            log_box_tail(r, transport.dimension) if ok else 0.0 for r, ok in zip(tried, certified, strict=True)
-        ]
+        search.ball += [_outside(r, transport.dimension) if ok else 0.0 for r, ok in zip(tried, certified, strict=True)]
 
     rounds(try_, search, [LARGEST_U * g / GRID[-1] for g in GRID], radii, progress)
     return search, False
+
+
+def _outside(radius: float, dimension: int) -> float:
+    """log of the mass outside a box whose ends are quantiles computed in float64, nats."""
+    return min(0.0, float(np.logaddexp(log_box_tail(radius * (1 - QUANTILE), dimension), math.log(dimension * PHI))))
 
 
 def _margin(program: Program, region: Region) -> tuple[Plane, Tensor, Tensor]:
@@ -168,7 +231,7 @@ def _at_once(program: Program) -> int:
 def _of_search(search: Search, gaussian: bool) -> dict[str, float]:
     found = {"certified_radius": search.radius, "log10_bound_region": min(search.ball, default=0.0) / LOG10}
     if gaussian:
-        best = min(search.proven)
+        best = min(search.proven, default=0.0)
         found["log10_bound_proven"] = best / LOG10
         if best < 0:
             found["proven_radius"] = search.radii[search.proven.index(best)]
@@ -177,7 +240,7 @@ def _of_search(search: Search, gaussian: bool) -> dict[str, float]:
 
 @torch.no_grad()
 def _around_inputs(
-    problem: RiskProblem, tape: Tape, inputs: int, epsilon: float | None, seed: int
+    problem: RiskProblem, tape: Tape, inputs: int, epsilon: float | None, seed: int, clock: Clock
 ) -> tuple[dict[str, float], float]:
     """Of sampled inputs, the share with a certified sign in a box around each, and the share that fails; and the FLOPs."""
     with seeded(seed, problem.device):
@@ -191,6 +254,8 @@ def _around_inputs(
     fails = problem.margin(x) >= 0
     centre, settled = x.double().reshape(inputs, *program.root.shape), []
     for part in centre.split(_at_once(program)):
+        if clock.over():
+            return {}, program.flops
         _, low, high = _margin(program, Box(part, torch.full_like(part, epsilon)))
         settled.append((high < 0) | (low >= 0))
     shares = {
@@ -200,8 +265,8 @@ def _around_inputs(
     return shares, program.flops
 
 
-def _verdict(problem: RiskProblem, bound: float, zero: bool, search: Search, gaussian: bool) -> tuple[Status, str]:
-    if zero:
+def _verdict(problem: RiskProblem, bound: float, sure: bool, search: Search, gaussian: bool) -> tuple[Status, str]:
+    if sure:
         return Status.PROVED, ""
     if bound <= math.log(SAYS_NOTHING):
         return Status.BOUNDED, "P is at most this and may be far smaller: for its value use run_smc or fit_svi."

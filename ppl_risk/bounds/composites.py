@@ -1,11 +1,7 @@
-r"""Operators composed of nodes that have bounds: softmax, layer norm, attention, maxima.
+r"""Operators composed of nodes that have bounds: maxima, products, quotients; and the table of all that are composed.
 
-    softmax_i = 1 / sum_j exp(x_j - x_i)               lse = x_1 + log sum_j exp(x_j - x_1)
-    layer norm = (x - mean) rsqrt(mean (x - mean)^2 + eps) w + b, and |x - mean| rsqrt(...) <= sqrt(n - 1)
-    amax: a tree of pairwise maxima, each max(a, b) = b + relu(a - b)
-    attention = softmax(q k^T scale) v, its products summed number by number
-
-The reciprocal form of softmax gives the exact interval and lets lines through (as in Shi et al. 2020, arXiv 2002.06622).
+amax: a tree of pairwise maxima, each max(a, b) = b + relu(a - b)
+prelu = x + (1 - w) relu(-x)        glu = a sigmoid(b)        cos x = sin(x + pi / 2)
 """
 
 from __future__ import annotations
@@ -16,108 +12,14 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from ppl_risk.bounds.curves import CURVES
+from ppl_risk.bounds.attention import attention_of, log_softmax_of, logsumexp_of, matmul, softmax_of
+from ppl_risk.bounds.functions import CURVES
+from ppl_risk.bounds.norms import group_norm, layer_norm, rms_norm
 from ppl_risk.bounds.program import Program
 from ppl_risk.errors import RiskError
 from ppl_risk.tracing import Ref, Step
 
 Parents = tuple[str, ...]
-
-
-def softmax(program: Program, x: str, dim: int) -> str:
-    """Softmax along a dimension."""
-    total = _sum_of_ratios(program, x, dim)
-    return program.unary(total, CURVES["reciprocal"](), within=(0.0, 1.0))
-
-
-def _sum_of_ratios(program: Program, x: str, dim: int) -> str:
-    """sum_j exp(x_j - x_i), of the shape of x."""
-    dim %= len(program.nodes[x].shape)
-
-    def gaps(v: Tensor) -> Tensor:
-        return v.unsqueeze(dim) - v.unsqueeze(dim + 1)
-
-    def spread(r: Tensor) -> Tensor:
-        own = torch.eye(r.shape[dim], dtype=r.dtype, device=r.device).reshape(
-            r.shape[dim], -1, *[1] * (r.dim() - dim - 1)
-        )
-        return (r.unsqueeze(dim) + r.unsqueeze(dim + 1)) * (1 - own)
-
-    # gaps[i, j] = x_j - x_i along dims (dim, dim + 1).
-    terms = program.unary(program.affine((x,), gaps, spread), CURVES["exp"]())
-    return program.affine((terms,), lambda v: v.sum(dim + 1))
-
-
-def _softmax(program: Program, step: Step, parents: Parents) -> str:
-    return softmax(program, parents[0], step.argument(1, "dim"))
-
-
-def _log_softmax(program: Program, step: Step, parents: Parents) -> str:
-    total = _sum_of_ratios(program, parents[0], step.argument(1, "dim"))
-    return program.affine((program.unary(total, CURVES["log"]()),), torch.neg)
-
-
-def _logsumexp(program: Program, step: Step, parents: Parents) -> str:
-    dims = step.argument(1, "dim")
-    (dim,) = [dims] if isinstance(dims, int) else dims
-    keep = bool(step.argument(2, "keepdim", False))
-    total = program.unary(_sum_of_ratios(program, parents[0], dim), CURVES["log"]())
-    # lse = x_i + log sum_j exp(x_j - x_i), for whichever i: here the first.
-    return program.affine(
-        (parents[0], total), lambda v, t: (v + t).narrow(dim, 0, 1) if keep else (v + t).select(dim, 0)
-    )
-
-
-def _layer_norm(program: Program, step: Step, parents: Parents) -> str | None:
-    x, *others = parents
-    if others or not isinstance(step.arguments[0], Ref):
-        return None
-    dims = tuple(range(-len(step.arguments[1]), 0))
-    weight, bias = step.argument(2, "weight"), step.argument(3, "bias")
-    size = math.prod(step.arguments[1])
-
-    def spread(r: Tensor) -> Tensor:
-        mean = r.mean(dims, keepdim=True)
-        return r * (1 - 2 / size) + mean if size > 1 else torch.zeros_like(r)
-
-    centred = program.affine((x,), lambda v: v - v.mean(dims, keepdim=True), spread)
-    normed = _over_root_mean_square(program, centred, dims, float(step.argument(4, "eps", 1e-5)), size - 1)
-    return _scaled(program, normed, weight, bias)
-
-
-def _rms_norm(program: Program, step: Step, parents: Parents) -> str | None:
-    eps, (x, *others) = step.argument(3, "eps"), parents
-    if others or eps is None:
-        return None
-    dims = tuple(range(-len(step.arguments[1]), 0))
-    normed = _over_root_mean_square(program, x, dims, float(eps), math.prod(step.arguments[1]))
-    return _scaled(program, normed, step.argument(2, "weight"), None)
-
-
-def _over_root_mean_square(program: Program, x: str, dims: tuple[int, ...], eps: float, most: int) -> str:
-    """x / sqrt(mean x^2 + eps), of which no number exceeds sqrt(most)."""
-    squares = program.unary(x, CURVES["square"]())
-    mean = program.affine((squares,), lambda v: v.mean(dims, keepdim=True) + eps)
-    # A mean of squares is at least 0, whatever the lines below it say.
-    program.nodes[mean].within = (eps, math.inf)
-    return program.product(x, program.unary(mean, CURVES["rsqrt"]()), within=(-math.sqrt(most), math.sqrt(most)))
-
-
-def _scaled(program: Program, x: str, weight: Tensor | None, bias: Tensor | None) -> str:
-    def call(v: Tensor) -> Tensor:
-        v = v if weight is None else v * weight.to(v)
-        return v if bias is None else v + bias.to(v)
-
-    return program.affine((x,), call)
-
-
-def matmul(program: Program, left: str, right: str) -> str:
-    """left @ right, both depending on the input."""
-    if min(len(program.nodes[p].shape) for p in (left, right)) < 2:
-        raise RiskError("a product with a vector: give it two dimensions")
-    columns = program.affine((left,), lambda v: v.unsqueeze(-1))
-    rows = program.affine((right,), lambda v: v.unsqueeze(-3))
-    return program.affine((program.product(columns, rows),), lambda v: v.sum(-2))
 
 
 def _matmul(program: Program, step: Step, parents: Parents) -> str | None:
@@ -127,31 +29,22 @@ def _matmul(program: Program, step: Step, parents: Parents) -> str | None:
 
 def _two(program: Program, step: Step) -> tuple[str, str]:
     """The nodes of the first two arguments, constants among them too."""
-    first, second = (program.names[a.name] if isinstance(a, Ref) else _constant(program, a) for a in step.arguments[:2])
-    return first, second
+    second = step.argument(1, "other", step.argument(1, "mat2"))
+    return _node(program, step.arguments[0]), _node(program, second)
+
+
+def _node(program: Program, value: object) -> str:
+    """The node of an argument, a constant among them."""
+    return program.names[value.name] if isinstance(value, Ref) else _constant(program, value)
 
 
 def _constant(program: Program, value: object) -> str:
     held = torch.as_tensor(value, dtype=torch.float64, device=program.device)
     root = program.root.name
-    return program.affine((root,), lambda v: held + 0 * v.sum(), lambda r: torch.zeros_like(held) + 0 * r.sum())
-
-
-def _attention(program: Program, step: Step, parents: Parents) -> str | None:
-    if len(step.arguments) < 3 or not all(isinstance(a, Ref) for a in step.arguments[:3]):
-        return None
-    if (
-        step.argument(3, "attn_mask") is not None
-        or step.argument(4, "dropout_p", 0.0)
-        or step.keywords.get("enable_gqa")
-    ):
-        raise RiskError("with a mask, dropout or grouped heads")
-    query, key, value = (program.names[a.name] for a in step.arguments[:3])
-    scale = step.keywords.get("scale") or program.nodes[query].shape[-1] ** -0.5
-    if step.argument(5, "is_causal", False):
-        raise RiskError("with a causal mask")
-    turned = program.affine((key,), lambda v: v.transpose(-1, -2) * scale)
-    return matmul(program, softmax(program, matmul(program, query, turned), -1), value)
+    if not held.isfinite().all():
+        raise RiskError("with an infinite constant")
+    # Nothing of the root counts, not even where it is infinite.
+    return program.affine((root,), lambda v: held + 0 * v.sum(), lambda r: torch.zeros_like(held) + 0 * r.isnan().sum())
 
 
 def _mul(program: Program, step: Step, parents: Parents) -> str | None:
@@ -170,7 +63,7 @@ def _div(program: Program, step: Step, parents: Parents) -> str | None:
 
 
 def _pow(program: Program, step: Step, parents: Parents) -> str | None:
-    curves = {2: "square", 0.5: "sqrt", -1: "reciprocal", -0.5: "rsqrt"}
+    curves = {2: "square", 3: "cube", 0.5: "sqrt", -1: "reciprocal", -0.5: "rsqrt"}
     power = step.arguments[1]
     if power == 1:
         return parents[0]
@@ -180,9 +73,15 @@ def _pow(program: Program, step: Step, parents: Parents) -> str | None:
 
 def _clamp(program: Program, step: Step, parents: Parents) -> str | None:
     ends = [step.argument(1, "min"), step.argument(2, "max")]
-    if any(isinstance(e, Ref | Tensor) for e in ends):
-        return None
-    return program.unary(parents[0], CURVES["clamp"](*ends))
+    if step.op in ("clamp_min", "clamp_max"):
+        ends = [ends[0], None] if step.op == "clamp_min" else [None, step.argument(1, "max")]
+    if isinstance(step.arguments[0], Ref) and not any(isinstance(e, Ref | Tensor) for e in ends):
+        return program.unary(program.names[step.arguments[0].name], CURVES["clamp"](*ends))
+    # As torch has it: the lower end first, then the upper one, which wins where they cross.
+    value, (low, high) = _node(program, step.arguments[0]), ends
+    if low is not None:
+        value = program.maximum(value, _node(program, low))
+    return value if high is None else _least(program, value, _node(program, high))
 
 
 def _maximum(program: Program, step: Step, parents: Parents) -> str:
@@ -190,7 +89,11 @@ def _maximum(program: Program, step: Step, parents: Parents) -> str:
 
 
 def _minimum(program: Program, step: Step, parents: Parents) -> str:
-    return _negated(program, program.maximum(*(_negated(program, p) for p in _two(program, step))))
+    return _least(program, *_two(program, step))
+
+
+def _least(program: Program, left: str, right: str) -> str:
+    return _negated(program, program.maximum(_negated(program, left), _negated(program, right)))
 
 
 def _negated(program: Program, x: str) -> str:
@@ -246,12 +149,45 @@ def _is_value(program: Program, step: Step) -> bool:
     return step.call(torch.zeros(shape, device=program.device)).is_floating_point()
 
 
+def _prelu(program: Program, step: Step, parents: Parents) -> str | None:
+    weight = step.argument(1, "weight")
+    if not isinstance(weight, Tensor) or not isinstance(step.arguments[0], Ref):
+        return None
+    x, shape = parents[0], program.nodes[parents[0]].shape
+    # One slope for all, or one for each channel.
+    slope = (weight if weight.numel() == 1 else weight.reshape(-1, *[1] * (len(shape) - 2))).double()
+    below = program.unary(_negated(program, x), CURVES["relu"]())
+    return program.affine((x, below), lambda v, b: v + (1 - slope) * b)
+
+
+def _glu(program: Program, step: Step, parents: Parents) -> str:
+    dim, (x,) = int(step.argument(1, "dim", -1)), parents
+    first, second = (program.affine((x,), lambda v, k=k: v.chunk(2, dim)[k]) for k in (0, 1))
+    return program.product(first, program.unary(second, CURVES["sigmoid"]()))
+
+
+def _cosine(program: Program, step: Step, parents: Parents) -> str:
+    return program.unary(program.affine(parents, lambda v: v + math.pi / 2), CURVES["sin"]())
+
+
+def _where(program: Program, step: Step, parents: Parents) -> str | None:
+    condition, *values = step.arguments
+    if not isinstance(condition, Tensor) or len(values) != 2:
+        return None
+    left, right = (_node(program, v) for v in values)
+    if left == right:
+        return None
+    return program.affine((left, right), lambda a, b: torch.where(condition, a, b))
+
+
 #: Operator -> what appends its nodes and names the last; None: not this form of it.
 COMPOSITES: dict[str, Callable[[Program, Step, Parents], str | None]] = {
-    "softmax": _softmax, "_softmax": _softmax, "log_softmax": _log_softmax, "_log_softmax": _log_softmax,
-    "logsumexp": _logsumexp, "layer_norm": _layer_norm, "rms_norm": _rms_norm, "matmul": _matmul, "bmm": _matmul, "mm": _matmul,
-    "scaled_dot_product_attention": _attention, "mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp, "maximum": _maximum,
-    "minimum": _minimum, "amax": _amax, "max": _amax, "amin": _amin, "min": _amin, "topk": _ordered, "sort": _ordered,
-    "kthvalue": _ordered, "median": _ordered, "max_pool1d": _ordered, "max_pool2d": _ordered, "max_pool3d": _ordered,
-    "adaptive_max_pool2d": _ordered,
+    "softmax": softmax_of, "_softmax": softmax_of, "log_softmax": log_softmax_of, "_log_softmax": log_softmax_of,
+    "logsumexp": logsumexp_of, "layer_norm": layer_norm, "rms_norm": rms_norm, "group_norm": group_norm,
+    "instance_norm": group_norm, "matmul": _matmul, "bmm": _matmul, "mm": _matmul,
+    "scaled_dot_product_attention": attention_of, "mul": _mul, "div": _div, "pow": _pow, "clamp": _clamp, "clamp_min": _clamp,
+    "clamp_max": _clamp, "maximum": _maximum, "minimum": _minimum, "amax": _amax, "max": _amax, "amin": _amin, "min": _amin,
+    "topk": _ordered, "sort": _ordered, "kthvalue": _ordered, "median": _ordered, "max_pool1d": _ordered,
+    "max_pool2d": _ordered, "max_pool3d": _ordered, "max_pool2d_with_indices": _ordered, "adaptive_max_pool1d": _ordered,
+    "adaptive_max_pool2d": _ordered, "prelu": _prelu, "glu": _glu, "cos": _cosine, "where": _where,
 }  # fmt: skip

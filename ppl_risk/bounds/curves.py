@@ -21,8 +21,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_risk.errors import RiskError
-
 HALVINGS = 40
 #: What halving and rounding may leave, relative to the numbers involved.
 SLACK = 1e-12
@@ -32,13 +30,29 @@ FAR = 1e30
 
 @dataclass(frozen=True)
 class Curve:
-    """g and g', elementwise; g' is monotone between neighbouring knots. `straight`: linear there. Defined for x > `above`."""
+    """g and g', elementwise; g' is monotone between neighbouring knots.
+
+    Attributes:
+        call: g.
+        slope: g'.
+        knots: kinks and places where g turns from convex to concave, ascending.
+        straight: linear between knots.
+        above: g is known for x above this alone, and below `below`.
+        below: see `above`; elsewhere all that is known of g is `range`.
+        range: what g never leaves.
+        turns: where g changes from rising to falling or back, all of them; None where that is not known.
+        tail: the limit of g at minus infinity, where `call` gives none.
+    """
 
     call: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     knots: tuple[float, ...] = ()
     straight: bool = False
     above: float = -math.inf
+    below: float = math.inf
+    range: tuple[float, float] = (-math.inf, math.inf)
+    turns: tuple[float, ...] | None = None
+    tail: float | None = None
 
 
 class Lines(NamedTuple):
@@ -62,7 +76,7 @@ def extremes(
         >>> abs(low.item()) < 1e-9, round(high.item(), 6)
         (True, 4.0)
     """
-    known = lower > curve.above
+    known = (lower > curve.above) & (upper < curve.below)
     start = torch.where(known, lower, 1.0).clamp(-FAR, FAR).expand(slope.shape)
     end = torch.where(known, upper, 1.0).clamp(-FAR, FAR).expand(slope.shape)
     edges = [start, *(torch.full_like(start, knot).maximum(start).minimum(end) for knot in curve.knots), end]
@@ -78,7 +92,37 @@ def extremes(
     values = curve.call(points) - slope * points
     slack = 0.0 if curve.straight else SLACK * (1 + curve.call(points).abs() + (slope * points).abs()).amax(0)
     least, most = values.amin(0) - slack, values.amax(0) + slack
-    return torch.where(known, least, -math.inf), torch.where(known, most, math.inf)
+    # Where g is not known a line is flat: `range` is what bounds it there.
+    return torch.where(known, least, curve.range[0]), torch.where(known, most, curve.range[1])
+
+
+def range_of(
+    curve: Curve, lower: Float[Tensor, "*n"], upper: Float[Tensor, "*n"]
+) -> tuple[Float[Tensor, "*n"], Float[Tensor, "*n"]]:
+    """Bounds of g over intervals whose ends may be infinite: at the ends and where g turns; infinite where that is not known.
+
+    Example:
+        >>> import torch
+        >>> from ppl_risk.bounds.functions import CURVES
+        >>> ends = range_of(CURVES["tanh"](), torch.tensor([-1.0]), torch.tensor([math.inf]))
+        >>> [round(end.item(), 4) for end in ends]
+        [-0.7616, 1.0]
+    """
+    least, most = (torch.full_like(lower, end) for end in curve.range)
+    turns = curve.knots if curve.straight else curve.turns
+    if turns is None:
+        return least, most
+    at = torch.stack([lower, upper, *(torch.full_like(lower, t).maximum(lower).minimum(upper) for t in turns)])
+    values = curve.call(at)
+    values = values if curve.tail is None else torch.where(at == -math.inf, curve.tail, values)
+    low, high = values.amin(0), values.amax(0)
+    known = ~values.isnan().any(0)
+    known = known & (lower > curve.above) if curve.above > -math.inf else known
+    known = known & (upper < curve.below) if curve.below < math.inf else known
+    slack = [torch.where(end.isfinite(), SLACK * (1 + end.abs()), 0.0) for end in (low, high)]
+    return torch.where(known, (low - slack[0]).maximum(least), least), torch.where(
+        known, (high + slack[1]).minimum(most), most
+    )
 
 
 def lines(curve: Curve, lower: Float[Tensor, "*n"], upper: Float[Tensor, "*n"]) -> Lines:
@@ -86,10 +130,11 @@ def lines(curve: Curve, lower: Float[Tensor, "*n"], upper: Float[Tensor, "*n"]) 
 
     Example:
         >>> import torch
+        >>> from ppl_risk.bounds.functions import CURVES
         >>> lines(CURVES["relu"](), torch.tensor([-1.0]), torch.tensor([3.0])).high_slope
         tensor([0.7500])
     """
-    finite = lower.isfinite() & upper.isfinite() & (lower > curve.above)
+    finite = lower.isfinite() & upper.isfinite() & (lower > curve.above) & (upper < curve.below)
     start, end = torch.where(finite, lower, 1.0), torch.where(finite, upper, 1.0)
     width, middle = end - start, (start + end) / 2
     at = [middle, start, end] if curve.straight else [middle, start, end, (start + middle) / 2, (middle + end) / 2]
@@ -103,81 +148,3 @@ def lines(curve: Curve, lower: Float[Tensor, "*n"], upper: Float[Tensor, "*n"]) 
     return Lines(*(t.gather(0, i)[0] for t, i in (
         (slopes, best_low), (least, best_low), (slopes, best_high), (most, best_high)
     )))  # fmt: skip
-
-
-def _phi(x: Tensor) -> Tensor:
-    return torch.exp(-x.square() / 2) / math.sqrt(2 * math.pi)
-
-
-def _gelu(approximate: str = "none") -> Curve:
-    if approximate != "none":
-        raise RiskError(f"gelu is bounded in its exact form, not approximate={approximate!r}. Use nn.GELU().")
-    # g'' = phi (2 - x^2)
-    return Curve(
-        torch.nn.functional.gelu, lambda x: torch.special.ndtr(x) + x * _phi(x), (-math.sqrt(2.0), math.sqrt(2.0))
-    )
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1 + x * (1 - s))
-
-
-def _elu(alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0) -> Curve:
-    if (scale, input_scale) != (1.0, 1.0):
-        raise RiskError("elu is bounded with scale 1 only, so selu and its like are not. Use nn.ELU().")
-    return Curve(
-        lambda x: torch.where(x > 0, x, alpha * torch.expm1(x.clamp(max=0))),
-        lambda x: torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp()), (0.0,),
-    )  # fmt: skip
-
-
-def _softplus(beta: float = 1.0, threshold: float = 20.0) -> Curve:
-    # Beyond the threshold torch returns x itself, a step of log(1 + exp(-threshold)) / beta down: as a kink, both are candidates.
-    return Curve(
-        lambda x: torch.nn.functional.softplus(x, beta, threshold),
-        lambda x: torch.where(x * beta > threshold, 1.0, torch.sigmoid(beta * x)),
-        (threshold / beta, math.nextafter(threshold / beta, math.inf)),
-    )  # fmt: skip
-
-
-def _clamp(low: float | None = None, high: float | None = None) -> Curve:
-    least, most = -math.inf if low is None else float(low), math.inf if high is None else float(high)
-    knots = tuple(knot for knot in (least, most) if math.isfinite(knot))
-    return Curve(lambda x: x.clamp(least, most), lambda x: ((x > least) & (x < most)).to(x), knots, True)
-
-
-def _leaky(slope: float = 0.01) -> Curve:
-    return Curve(
-        lambda x: torch.where(x > 0, x, slope * x), lambda x: torch.where(x > 0, 1.0, slope).to(x), (0.0,), True
-    )
-
-
-#: sigmoid'' changes sign at 0; silu'' at the roots of 2 + x (1 - 2 sigmoid(x)).
-SILU_KNOT = 2.399357280520547
-
-#: Operator -> the curve, given what the operator is called with besides x.
-CURVES: dict[str, Callable[..., Curve]] = {
-    "relu": lambda: _leaky(0.0),
-    "leaky_relu": _leaky,
-    "hardtanh": lambda low=-1.0, high=1.0: _clamp(low, high),
-    "clamp": _clamp,
-    "clamp_min": lambda low: _clamp(low),
-    "clamp_max": lambda high: _clamp(None, high),
-    "relu6": lambda: _clamp(0.0, 6.0),
-    "abs": lambda: Curve(torch.abs, torch.sign, (0.0,), True),
-    "tanh": lambda: Curve(torch.tanh, lambda x: 1 - torch.tanh(x).square(), (0.0,)),
-    "sigmoid": lambda: Curve(torch.sigmoid, lambda x: torch.sigmoid(x) * torch.sigmoid(-x), (0.0,)),
-    "erf": lambda: Curve(torch.erf, lambda x: 2 / math.sqrt(math.pi) * torch.exp(-x.square()), (0.0,)),
-    "exp": lambda: Curve(torch.exp, torch.exp),
-    "softplus": _softplus,
-    "log_sigmoid": lambda: Curve(torch.nn.functional.logsigmoid, lambda x: torch.sigmoid(-x)),
-    "elu": _elu,
-    "gelu": lambda approximate="none": _gelu(approximate),
-    "silu": lambda: Curve(torch.nn.functional.silu, _silu_slope, (-SILU_KNOT, SILU_KNOT)),
-    "square": lambda: Curve(torch.square, lambda x: 2 * x),
-    "reciprocal": lambda: Curve(torch.reciprocal, lambda x: -1 / x.square(), (), False, 0.0),
-    "rsqrt": lambda: Curve(torch.rsqrt, lambda x: -0.5 * x.rsqrt() / x, (), False, 0.0),
-    "sqrt": lambda: Curve(torch.sqrt, lambda x: 0.5 * x.rsqrt(), (), False, 0.0),
-    "log": lambda: Curve(torch.log, torch.reciprocal, (), False, 0.0),
-}

@@ -2,7 +2,7 @@ r"""Which regions of the input a law lets bounds speak of.
 
 Gaussian laws are x = A u + b with u ~ N(0, I): a ball in u, of mass Pr[chi_d <= R]. Laws of independent coordinates are
 x_i = T_i(u_i) with T_i monotone: the box |u_i| <= r becomes the box between T(-r) and T(r), of mass (2 Phi(r) - 1)^d. A law with
-bounded support is inside one box for certain. Laws are told apart by type, not by trying them.
+bounded support is inside one box for certain. What a map is, it says itself (`Transport.linear`, `.coordinatewise`).
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ppl_risk.bounds.program import Program
+from ppl_risk.errors import NoTransportError
 from ppl_risk.inputs import Product
-from ppl_risk.inputs.transport import part_of
+from ppl_risk.inputs.transport import part_of, transport_of
 
 #: Quantile functions computed from Phi(u) in float64 no longer tell u apart beyond this.
 LARGEST_U = 8.0
@@ -40,30 +41,23 @@ def affine_of(law: td.Distribution, device: torch.device | str = "cpu") -> Affin
         >>> affine_of(td.Independent(td.Normal(torch.ones(2), 3.0), 1)).call(torch.ones(2)).tolist()
         [4.0, 4.0]
     """
-    if isinstance(law, td.Independent):
-        return affine_of(law.base_dist, device)
-    if isinstance(law, td.Normal):
-        loc, scale = (t.detach().to(device).double().flatten() for t in (law.loc, law.scale))
-        return Affine(loc.numel(), lambda u: loc + scale * u, lambda r: scale * r)
-    if isinstance(law, td.MultivariateNormal | td.LowRankMultivariateNormal):
-        mean, tril = law.loc.detach().to(device).double(), law.scale_tril.detach().to(device).double()
-
-        def turn(matrix: Tensor, u: Tensor) -> Tensor:
-            return (matrix @ u.reshape(mean.shape).unsqueeze(-1)).squeeze(-1)
-
-        return Affine(mean.numel(), lambda u: (mean + turn(tril, u)).flatten(), lambda r: turn(tril.abs(), r).flatten())
-    if isinstance(law, Product):
-        parts = [affine_of(one, device) for one in law.laws.values()]
-        known = [part for part in parts if part is not None]
-        if len(known) < len(parts):
-            return None
-        sizes = [part.dimension for part in known]
-        return Affine(
-            sum(sizes),
-            lambda u: torch.cat([p.call(v) for p, v in zip(known, u.split(sizes), strict=True)]),
-            lambda r: torch.cat([p.spread(v) for p, v in zip(known, r.split(sizes), strict=True)]),
-        )
-    return None
+    try:
+        transport = transport_of(law)
+    except NoTransportError:
+        return None
+    if transport.linear is None:
+        return None
+    if transport.coordinatewise:
+        one = torch.ones(transport.dimension, dtype=torch.float64, device=transport.device)
+        with torch.no_grad():
+            loc, scale = (t.double().flatten().to(device) for t in (transport(0 * one), transport.linear(one)))
+        return Affine(len(loc), lambda u: loc + scale * u, lambda r: scale.abs() * r)
+    assert transport.affine is not None
+    loc, matrix = (t.to(device) for t in transport.affine)
+    if matrix.shape[1] > matrix.shape[0]:
+        # A ball of fewer normals is smaller: R of A^T = QR, without ever forming A A^T.
+        matrix = torch.linalg.qr(matrix.mT).R.mT
+    return Affine(matrix.shape[1], lambda u: loc + matrix @ u, lambda r: matrix.abs() @ r)
 
 
 def leading(affine: Affine, event: torch.Size) -> Callable[[Program], str]:
@@ -87,24 +81,7 @@ def is_monotone(law: td.Distribution) -> bool:
         >>> is_monotone(td.Gamma(2.0, 1.0)), is_monotone(td.Dirichlet(torch.ones(3)))
         (True, False)
     """
-    if isinstance(law, td.Independent):
-        return is_monotone(law.base_dist)
-    if isinstance(law, Product):
-        return all(is_monotone(one) for one in law.laws.values())
-    if law.event_shape != torch.Size():
-        return False
-    if isinstance(law, td.HalfNormal | td.HalfCauchy):
-        return True  # |x| in torch, but their maps are quantile functions
-    if isinstance(law, td.TransformedDistribution):
-        return is_monotone(law.base_dist) and all(_has_sign(transform) for transform in law.transforms)
-    return part_of(law).normals == torch.Size()
-
-
-def _has_sign(transform: td.Transform) -> bool:
-    try:
-        return transform.sign is not None
-    except NotImplementedError:
-        return False
+    return part_of(law).monotone()
 
 
 def ends(map_: Callable[[Tensor], Tensor], radii: Float[Tensor, " r"], dimension: int) -> tuple[Tensor, Tensor]:
@@ -114,28 +91,28 @@ def ends(map_: Callable[[Tensor], Tensor], radii: Float[Tensor, " r"], dimension
     return torch.minimum(low, high), torch.maximum(low, high)
 
 
-def support_of(law: td.Distribution) -> tuple[Tensor, Tensor] | None:
-    """Least and largest values of each input number, flat; None where a law is not known to be bounded.
+def support_of(law: td.Distribution) -> tuple[Tensor, Tensor]:
+    """Least and largest values of each input number, flat; infinite where a law is not known to be bounded.
 
     Example:
         >>> [end.tolist() for end in support_of(td.Independent(td.Uniform(torch.zeros(2), 1.0), 1))]
         [[0.0, 0.0], [1.0, 1.0]]
     """
+    infinite = torch.full(((law.batch_shape + law.event_shape).numel(),), math.inf, dtype=torch.float64)
     if isinstance(law, td.Independent):
         return support_of(law.base_dist)
     if isinstance(law, Product):
-        found = [support_of(one) for one in law.laws.values()]
-        known = [ends for ends in found if ends is not None]
-        if len(known) < len(found):
-            return None
-        low, high = (torch.cat(side) for side in zip(*known, strict=True))
+        low, high = (torch.cat(side) for side in zip(*map(support_of, law.laws.values()), strict=True))
         return low, high
     if law.event_shape != torch.Size() or isinstance(law, td.TransformedDistribution):
-        return None
-    support = law.support
+        return -infinite, infinite
+    try:
+        support = law.support
+    except (NotImplementedError, AttributeError):
+        return -infinite, infinite
     if support is constraints.boolean:
         limits = (0.0, 1.0)
     else:
         limits = (getattr(support, "lower_bound", -math.inf), getattr(support, "upper_bound", math.inf))
     low, high = (torch.as_tensor(end).double().expand(law.batch_shape).flatten() for end in limits)
-    return (low, high) if bool(low.isfinite().all() & high.isfinite().all()) else None
+    return low, high

@@ -11,24 +11,34 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from ppl_risk.bounds.composites import COMPOSITES
-from ppl_risk.bounds.curves import CURVES
+from ppl_risk.bounds.functions import CURVES
 from ppl_risk.bounds.program import Program
 from ppl_risk.errors import RiskError
 from ppl_risk.tracing import Ref, Step, Tape
 
-#: Affine in all their parents together.
+#: Affine in all their parents together; numbers that meet in a sum have weights of one sign.
 AFFINE = {
-    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "transpose", "t", "permute", "movedim", "unsqueeze", "squeeze",
-    "contiguous", "clone", "alias", "detach", "select", "slice", "narrow", "index_select", "index", "gather", "cat", "concat",
-    "stack", "add", "sub", "rsub", "neg", "sum", "mean", "expand", "expand_as", "view_as", "repeat", "roll", "flip", "pad",
-    "constant_pad_nd", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "unfold", "im2col",
-    "cumsum", "diagonal", "tril", "triu", "split", "chunk", "unbind", "to", "_to_copy",
+    "view", "reshape", "_unsafe_view", "unflatten", "flatten", "ravel", "transpose", "t", "permute", "movedim", "swapaxes",
+    "swapdims", "mT", "numpy_T", "adjoint", "unsqueeze", "squeeze", "contiguous", "clone", "alias", "detach", "select", "slice",
+    "narrow", "index_select", "index", "take", "gather", "cat", "concat", "stack", "hstack", "vstack", "column_stack", "add", "sub",
+    "rsub", "neg", "sum", "mean", "expand", "expand_as", "broadcast_to", "view_as", "repeat", "tile", "repeat_interleave", "roll",
+    "flip", "fliplr", "flipud", "rot90", "pad", "constant_pad_nd", "avg_pool1d", "avg_pool2d", "avg_pool3d", "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d", "adaptive_avg_pool3d", "unfold", "im2col", "col2im", "cumsum", "diagonal", "diag_embed", "tril", "triu",
+    "split", "split_with_sizes", "tensor_split", "chunk", "unbind", "to", "_to_copy", "lift_fresh_copy", "pixel_shuffle",
+    "pixel_unshuffle", "channel_shuffle", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
+    "upsample_bilinear2d", "index_put", "index_copy", "index_add", "scatter", "scatter_add", "select_scatter", "slice_scatter",
+    "diagonal_scatter",
 }  # fmt: skip
 #: Affine where what depends on the input stands among the arguments once.
-BILINEAR = {"linear", "matmul", "mm", "bmm", "addmm", "einsum", "conv1d", "conv2d", "conv3d", "convolution"}
+BILINEAR = {
+    "linear", "matmul", "mm", "bmm", "mv", "dot", "outer", "addmm", "addmv", "baddbmm", "einsum", "conv1d", "conv2d", "conv3d",
+    "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "bilinear",
+}  # fmt: skip
 #: Affine, number by number, where what depends on the input stands there once, in front.
 SCALED = {"mul", "div", "batch_norm", "masked_fill"}
-UNCHANGED = {"site", "contiguous", "clone", "alias", "detach", "dropout", "feature_dropout"}
+UNCHANGED = {
+    "site", "contiguous", "clone", "alias", "detach", "dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout",
+}  # fmt: skip
 
 
 @torch.no_grad()
@@ -62,16 +72,14 @@ def program_of(tape: Tape, device: torch.device, before: Callable[[Program], str
         site = f'the layer "{step.site}"' if step.site else site
         parents = tuple(program.names[p] for p in step.parents)
         try:
-            if step.op in UNCHANGED and (
-                step.op not in ("dropout", "feature_dropout") or not step.argument(2, "train")
-            ):
+            if step.op in UNCHANGED and ("dropout" not in step.op or not step.argument(2, "train")):
                 made = parents[0]
             elif step.op in COMPOSITES and (made := COMPOSITES[step.op](program, step, parents)):
                 pass
             else:
                 made = _plain(program, step, parents)
-        except (RiskError, TypeError) as error:
-            refuse(step, site, f" ({error})")
+        except Exception as error:  # an operator in a form that no rule foresaw is refused like one without a rule
+            refuse(step, site, f" ({(str(error) or type(error).__name__).splitlines()[0][:200]})")
         if made is None:
             refuse(step, site)
         program.names[step.name] = made
@@ -93,7 +101,7 @@ def refuse(step: Step, site: str, why: str = "") -> NoReturn:
 def _plain(program: Program, step: Step, parents: tuple[str, ...]) -> str | None:
     """Operators that are one node; None where there is no rule."""
     once = len(parents) == 1 and _places(step) == 1
-    if step.op in AFFINE and _is_floating(step, program):
+    if step.op in AFFINE and not step.keywords.get("reduce") and _is_floating(step, program):
         return program.affine(parents, step.call)
     if step.op in BILINEAR and once:
         return program.affine(parents, step.call, _magnitude_of(step))
@@ -136,7 +144,8 @@ def _magnitude_of(step: Step) -> Callable[[Tensor], Tensor]:
         filled: Any = map_aggregate(told, partial(_positive, radius))
         return target(*filled[0], **filled[1])
 
-    return lambda radius: run(radius) - run(torch.zeros_like(radius))
+    # All terms have one sign, that of a factor alpha or beta of the operator.
+    return lambda radius: (run(radius) - run(torch.zeros_like(radius))).abs()
 
 
 def _positive(radius: Tensor, item: Any) -> Any:

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppl_risk.bounds.curves import CURVES, Curve
+from ppl_risk.bounds.curves import Curve
+from ppl_risk.bounds.functions import CURVES
 from ppl_risk.errors import RiskError
 
 
@@ -113,7 +114,14 @@ class Program:
         value = call(*zeros)
         if not value.is_floating_point():
             raise RiskError(f"{name} is of type {value.dtype}; only floating-point values have bounds.")
-        self.nodes[name] = Node(name, kind, tuple(dict.fromkeys(parents)), value.shape, call, zeros=zeros, **more)
+        node = Node(name, kind, tuple(dict.fromkeys(parents)), value.shape, call, zeros=zeros, **more)
+        # What cannot be done with many rows is found here, where it is known which operator it is.
+        many = node.many(*(zero[None] for zero in zeros))
+        if kind == "affine":
+            node.back(many)
+            node.spread(tuple(zero[None] for zero in zeros))
+        node.rows = 0
+        self.nodes[name] = node
         return name
 
     def affine(self, parents: tuple[str, ...], call: Callable[..., Tensor], magnitude: Any = None) -> str:

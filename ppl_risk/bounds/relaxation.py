@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppl_risk.bounds.curves import CURVES, SLACK, Lines, lines
+from ppl_risk.bounds.curves import SLACK, Lines, lines
+from ppl_risk.bounds.functions import CURVES
 from ppl_risk.bounds.interval import Bounds, Region, step_bounds, within
 from ppl_risk.bounds.program import Node, Program
 

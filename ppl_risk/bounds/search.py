@@ -5,6 +5,7 @@ Whether a radius is certified need not be monotone in it, and need not be: each 
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,20 @@ from tqdm.auto import tqdm
 #: Radii of the first round, in units of sqrt(d), the typical |u|; then so many between two neighbours, so many times.
 GRID = [1e-3 * 10 ** (k * 4.5 / 23) for k in range(24)]
 FINER, ROUNDS = 8, 3
+
+
+@dataclass
+class Clock:
+    """A time after which no further radius is begun; `rang`: whether one was left out."""
+
+    started: float
+    seconds: float | None = None
+    rang: bool = False
+
+    def over(self) -> bool:
+        """Whether to stop."""
+        self.rang = self.rang or (self.seconds is not None and time.perf_counter() - self.started > self.seconds)
+        return self.rang
 
 
 @dataclass

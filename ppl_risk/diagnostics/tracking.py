@@ -137,7 +137,7 @@ class _Trial:
             problem.run(self.x, read=self._keep)
 
     def _keep(self, name: str, value: Tensor) -> Tensor:
-        self.read[name] = value
+        self.read[name] = value.clone()
         return value
 
     @torch.no_grad()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ppl_risk.errors import CallLimitError
-from ppl_risk.parallel import Unit
+from ppl_risk.parallel import Unit, fits
 from ppl_risk.problem import RiskProblem
 from ppl_risk.smc.levels import Run, Tuning, run_levels
 from ppl_risk.smc.moves import State, evaluate
@@ -87,6 +87,12 @@ def climb(problem: RiskProblem, unit: Unit) -> dict[str, Any]:
         "log_prob": log_prob, "seen": seen, "hit": margin >= 0, "final": final, "trail": trail,
         "values": torch.cat([first, margin]).double().unique()[:3],
     }  # fmt: skip
+
+
+def is_climb(_unit: Unit, result: dict[str, Any]) -> bool:
+    """Whether a result read from a file is what `climb` returned."""
+    form = {"log_prob": "float", "seen": "float n d", "hit": "bool n", "final": "float m d", "trail": "float k d"}
+    return fits(result, form)
 
 
 def gather(results: list[dict[str, Any]], device: torch.device) -> Climbs:

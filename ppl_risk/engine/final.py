@@ -11,7 +11,7 @@ from torch import Tensor
 from ppl_risk.importance.control import controlled_mean
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.importance.pareto import effective_sample_size, pareto_khat
-from ppl_risk.parallel import Unit, digest
+from ppl_risk.parallel import Unit, digest, fits
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 
@@ -44,6 +44,12 @@ def chunk(shared: tuple[RiskProblem, Mixture], unit: Unit) -> dict[str, Any]:
     chosen = torch.multinomial(log_weight.softmax(0), KEPT, replacement=True) if math.isfinite(mass) else []
     kept = drawn.points.u[chosen].to(problem.dtype)
     return {"margin": margin.double(), "tilts": tilts, "stratum": drawn.stratum, "kept": kept, "mass": mass}
+
+
+def is_chunk(unit: Unit, result: dict[str, Any]) -> bool:
+    """Whether a result read from a file is what `chunk` returned."""
+    form = {"margin": "float n", "tilts": "float n c", "stratum": "int n", "kept": "float m d", "mass": "float"}
+    return fits(result, form, n=unit.arguments["draws"])
 
 
 def name_of(mixture: Mixture) -> str:

@@ -19,18 +19,19 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from ppl_risk.arguments import checked
 from ppl_risk.crude_monte_carlo import counted
 from ppl_risk.engine import climbs as second
 from ppl_risk.engine.adapt import Round, adapt, log_tilt
 from ppl_risk.engine.explore import Pilot, first_evidence, search, search_rays
-from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, name_of, posterior_rows, weigh
+from ppl_risk.engine.final import CHUNK, CHUNKS, Weights, chunk, is_chunk, name_of, posterior_rows, weigh
 from ppl_risk.engine.verdict import better_route, compare_routes, smc_alone, verdict
 from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.identity import fingerprint
 from ppl_risk.importance.gated import Points
 from ppl_risk.importance.mixture import Mixture
 from ppl_risk.importance.sampling import SMALLEST_ESS, carried
-from ppl_risk.parallel import chunks, plan_units, run_units
+from ppl_risk.parallel import chunks, plan_units, run_units, tried_twice
 from ppl_risk.parallel.plan import unmetered
 from ppl_risk.posterior import posterior_of, to_chains
 from ppl_risk.preflight import last_look, require_sound
@@ -53,6 +54,7 @@ PILOT, SEARCH, CLIMBS, BLIND_CLIMBS, ROUND, EXPLORED = 0.03, 0.08, 0.35, 0.4, 0.
 COMMON = 0.1
 
 
+@checked()
 def estimate(
     problem: RiskProblem,
     *,
@@ -97,10 +99,9 @@ def estimate(
         # Taken whether or not a key is read: the answer must not depend on who does the work.
         meter.forward_calls += FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
-        work = _Engine(
-            problem, first_look.units.problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units
-        )
-        fields = work.run()
+        work = _Engine(problem, first_look.units.problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
+        # Everything in it has seeds of its own, so a second try finds the units of the first, and the same bits.
+        fields = tried_twice(problem, work.run, "The estimate")
     made = RiskEstimate(
         **fields, **problem.cost(meter), seconds=time.perf_counter() - started, seed=seed, problem=problem.name,
         settings={"max_calls": max_calls, "target_cv": target_cv},
@@ -146,7 +147,7 @@ class _Engine:
         )
         plan = second.plan(int((CLIMBS if smooth else BLIND_CLIMBS) * self.planned), guess)
         runs = plan_units(self.identity, "engine-SMC", [plan] * second.RUNS, seed=self.seeds[1])
-        climbs = second.gather(run_units(runs, second.climb, problem, **self.units), device)
+        climbs = second.gather(run_units(runs, second.climb, problem, sound=second.is_climb, **self.units), device)
         self.say("fitting")
         with seeded(self.seeds[2], device):
             if found is None:
@@ -230,7 +231,8 @@ class _Engine:
         wave = WAVE if self.target_cv is not None else len(plan)
         results: list[dict[str, Any]] = []
         while len(results) < len(plan):
-            results += run_units(plan[len(results) : len(results) + wave], chunk, (self.problem, mixture), **self.units)
+            some = plan[len(results) : len(results) + wave]
+            results += run_units(some, chunk, (self.problem, mixture), sound=is_chunk, **self.units)
             weights = weigh(results, len(mixture.laws))
             self.say("drawing")
             if self.target_cv is not None and weights.std_error <= self.target_cv and weights.ess > SMALLEST_ESS:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
+from torch.distributions import Independent, Normal
 
-from ppl_risk.errors import RiskError
-from ppl_risk.guides.guide import Guide
+from ppl_risk.errors import NoTransportError, RiskError
+from ppl_risk.guides.guide import Group, Guide
 from ppl_risk.guides.selected import SelectedGuide
+from ppl_risk.inputs import Transport, transport_of
 from ppl_risk.problem import RiskProblem
 
 
@@ -20,26 +21,26 @@ def believed_problem(problem: RiskProblem, guide: Guide) -> RiskProblem:
     Raises:
         RiskError: a guide with a law that no map from standard normals is known for.
     """
-    law = guide if isinstance(guide, SelectedGuide) else GaussianMap(guide)
+    law = guide if isinstance(guide, SelectedGuide) else GuideMap(guide)
     standard = Normal(torch.zeros(law.normals(), device=problem.device), 1.0)
     return RiskProblem(
-        lambda z: law.margin_of_normals(problem, z), Independent(standard, 1), name=f"{problem.name} (guide's law)"
+        lambda z: law.margin_of_normals(problem, z),
+        Independent(standard, 1),
+        name=f"{problem.name} (guide's law)",
+        layers=[],  # what is modelled here are the normals, whatever modules they run through
     )
 
 
-class GaussianMap:
-    """A guide of Gaussian groups as a map from standard normals to the values of all sites."""
+class GuideMap:
+    """A guide's groups as a map from standard normals to the values of all sites: of each its own law, whatever that is."""
 
     def __init__(self, guide: Guide) -> None:
-        self.maps = []
+        self.maps: list[tuple[Group, Transport, slice]] = []
         self.dimension = 0
-        with torch.no_grad():
-            for group in guide.parts():
-                root = _root(group.law.distribution())
-                self.maps.append(
-                    (group, group.law.loc, root, slice(self.dimension, self.dimension + group.law.dimension))
-                )
-                self.dimension += group.law.dimension
+        for group in guide.parts():
+            transport = _transport(group)
+            self.maps.append((group, transport, slice(self.dimension, self.dimension + transport.dimension)))
+            self.dimension += transport.dimension
 
     def normals(self) -> int:
         """Standard normals that one draw takes."""
@@ -48,9 +49,8 @@ class GaussianMap:
     def values(self, z: Tensor) -> dict[str, Tensor]:
         """Site values (batch, *shape) from standard normals (batch, dimension)."""
         values: dict[str, Tensor] = {}
-        for group, mean, root, part in self.maps:
-            step = z[:, part] * root if root.dim() == 1 else z[:, part] @ root.mT
-            values |= group.unflatten(mean + step)
+        for group, transport, part in self.maps:
+            values |= group.unflatten(transport(z[:, part]))
         return values
 
     def margin_of_normals(self, problem: RiskProblem, z: Tensor) -> Tensor:
@@ -67,11 +67,14 @@ def margin_of_values(problem: RiskProblem, values: dict[str, Tensor]) -> Tensor:
     return problem.run(problem.from_normal(values["input"]), replace)
 
 
-def _root(law: Distribution) -> Tensor:
-    """A square root of the covariance: the scales of a diagonal law, else the Cholesky factor."""
-    tril = getattr(law, "scale_tril", None)
-    if tril is not None:
-        return tril.detach()
-    if isinstance(law, Independent | MultivariateNormal):
-        return law.stddev.detach()
-    raise RiskError(f"The tail of a {type(law).__name__} guide is not available here; use a Gaussian input law.")
+@torch.no_grad()
+def _transport(group: Group) -> Transport:
+    law = group.law.distribution()
+    try:
+        return transport_of(law)
+    except NoTransportError as error:
+        raise RiskError(
+            f"The guide's own tail needs the map from standard normals to its law of {', '.join(group.names)}, and none is known "
+            f"for {type(law).__name__}. Register one with ppl_risk.inputs.transport.part_of, or build the law from parts that "
+            "have one."
+        ) from error

@@ -17,7 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from torch import nn
+
 from ppl_risk.activations import INPUT, Site
+from ppl_risk.errors import RiskError
 from ppl_risk.guides.guide import Guide
 from ppl_risk.guides.laws import FullNormal, LawFamily, LowRankNormal, Normal
 
@@ -46,6 +49,36 @@ class Family(Protocol):
     def bind(self, sites: Mapping[str, Site]) -> Guide:
         """The guide over these sites."""
         ...
+
+
+def require_family(family: object) -> None:
+    """What every call that takes a family asks of it first.
+
+    Raises:
+        RiskError: a class, a name, a guide or anything else that is no family; the message says what to write.
+
+    Example:
+        >>> require_family(MeanField())
+    """
+    if isinstance(family, type):
+        made = f"did you mean {family.__name__}()?" if hasattr(family, "bind") else "write for example MeanField()."
+        raise RiskError(f"The family must be an object, got the class {family.__name__}: {made}")
+    if isinstance(family, str):
+        raise RiskError(
+            f"The family must be an object, got the text {family!r}: write for example ppl_risk.guides.MeanField()."
+        )
+    if isinstance(family, nn.Module):
+        raise RiskError(
+            f"The family must be a description of a guide, got {type(family).__name__}, which is a guide or a network already: "
+            "write for example ppl_risk.guides.LowRank(8)."
+        )
+    missing = [name for name in ("coordinates", "resolution", "label", "bind") if not hasattr(family, name)]
+    if missing or not callable(getattr(family, "bind", None)):
+        raise RiskError(
+            f"{type(family).__name__} is no guide family: it has no {', '.join(missing) or 'method bind'}. Take one of "
+            "ppl_risk.guides (MeanField(), Block(), LowRank(8), Full(), Network()), or write an own one with coordinates, "
+            "resolution, label and bind(sites)."
+        )
 
 
 def _separately(sites: Mapping[str, Site], each: LawFamily, input_law: LawFamily) -> Groups:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import pyro.distributions as dist
 import torch
@@ -18,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from ppl_risk.errors import RiskError
 from ppl_risk.guides.pathwise import PathGradient
 
 FLOOR = 1e-4
@@ -57,9 +59,18 @@ class Law(nn.Module, ABC):
         return self.distribution().log_prob(z)  # pyright: ignore[reportReturnType] - a Tensor, which torch does not promise
 
     def pathwise(self) -> Distribution:
-        """The law for the ELBO: sampled with gradients, scored without (see `PathGradient`)."""
+        """The law for the ELBO: sampled with gradients, scored without (see `PathGradient`).
+
+        Raises:
+            RiskError: the law draws without gradients.
+        """
         with torch.no_grad():
             frozen = self.distribution()
+        if not frozen.has_rsample:
+            raise RiskError(
+                f"The ELBO needs draws with gradients, which a law of type {type(frozen).__name__} does not give (has_rsample is "
+                "False). Implement rsample, take a law that has it, or use ppl_risk.fit_layerwise."
+            )
         return PathGradient(self.distribution(), frozen)
 
     @abstractmethod
@@ -69,6 +80,15 @@ class Law(nn.Module, ABC):
     @abstractmethod
     def fit(self, draws: Float[Tensor, "draws n"]) -> None:
         """Set the parameters to the maximum-likelihood fit of the draws (forward KL)."""
+
+
+@runtime_checkable
+class LawFamily(Protocol):
+    """Description of a law, own ones included: what guides ask of it is `bind`."""
+
+    def bind(self, dimension: int, device: torch.device | str = "cpu") -> Law:
+        """The law over R^dimension, on a device."""
+        ...
 
 
 class NormalLaw(Law):
@@ -246,6 +266,3 @@ class Mixture:
     def bind(self, dimension: int, device: torch.device | str = "cpu") -> Law:
         """The law over R^dimension."""
         return MixtureLaw(dimension, self.components, device)
-
-
-LawFamily = Normal | LowRankNormal | FullNormal | Mixture

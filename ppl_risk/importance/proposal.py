@@ -17,6 +17,7 @@ import torch.distributions as td
 from jaxtyping import Float
 from torch import Tensor
 
+from ppl_risk.errors import RiskError
 from ppl_risk.importance.mixture import proportional
 
 
@@ -73,21 +74,52 @@ def defensive_mixture(law: td.Distribution, *, defensive: float = 0.1, floor: fl
 
 
 def component_means(law: td.Distribution) -> Float[Tensor, "components d"]:
-    """Means of a law's components, (1, d) where it has but one."""
+    """Where a law's components lie, (1, d) where it has but one: means, or locations (a heavy tail may have no mean).
+
+    Raises:
+        RiskError: the law has neither.
+    """
     if isinstance(law, dist.MixtureOfDiagNormals):
         return law.locs.double()
-    return law.mean.double()[None]
+    if isinstance(law, td.MixtureSameFamily):
+        return component_means(law.component_distribution)
+    base = law.base_dist if isinstance(law, td.Independent) else law
+    try:
+        means = base.loc if _has_scale(base) else law.mean
+    except NotImplementedError:
+        means = torch.tensor(float("nan"))
+    if not bool(means.isfinite().all()) or means.shape[-1:] != law.event_shape:
+        raise RiskError(f"A guide's law of type {type(law).__name__} has no finite mean: give it a property `mean`.")
+    return means.double().reshape(-1, means.shape[-1])
+
+
+def _has_scale(law: td.Distribution) -> bool:
+    """Whether a law is loc + scale times a law of fixed shape, made of just its parameters."""
+    return {"loc", "scale"} <= set(law.arg_constraints) and law.support is td.constraints.real
 
 
 @singledispatch
 def floored(law: td.Distribution, minimum: float) -> td.Distribution:
-    """The law in double precision with no scale below `minimum`."""
-    raise TypeError(f"No scale floor is known for {type(law).__name__}.")
+    """The law in double precision with no scale below `minimum`: the same law where its scales are above.
+
+    Raises:
+        RiskError: nobody said how a law of this type is floored; it is never replaced by one of another shape.
+    """
+    raise RiskError(
+        f"No scale floor is known for a guide's law of type {type(law).__name__}, so it cannot propose draws for importance "
+        "sampling. Say how: @ppl_risk.importance.proposal.floored.register on a function (law, minimum) that returns the law in "
+        "double precision with no scale below the minimum."
+    )
 
 
 @floored.register
 def _(law: td.Independent, minimum: float) -> td.Distribution:
-    return dist.Normal(law.mean.double(), law.stddev.double().clamp(min=minimum)).to_event(1)
+    base = law.base_dist
+    if not _has_scale(base):
+        return floored.dispatch(td.Distribution)(base, minimum)
+    told = {name: torch.as_tensor(getattr(base, name)).double() for name in base.arg_constraints}
+    told["scale"] = told["scale"].clamp(min=minimum)
+    return td.Independent(type(base)(**told), law.reinterpreted_batch_ndims)
 
 
 @floored.register

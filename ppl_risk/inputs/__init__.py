@@ -3,6 +3,7 @@
 # The files of laws register their maps when they are imported.
 from ppl_risk.inputs import continuous as continuous
 from ppl_risk.inputs import discrete as discrete
+from ppl_risk.inputs import gaussian as gaussian
 from ppl_risk.inputs import mixtures as mixtures
 from ppl_risk.inputs import quantiles as quantiles
 from ppl_risk.inputs.empirical import EmpiricalWithNoise

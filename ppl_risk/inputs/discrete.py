@@ -74,7 +74,8 @@ def _(law: td.Categorical) -> Part:
 @part_of.register
 def _(law: td.OneHotCategorical) -> Part:
     at, kinds = categories(shares(law._categorical)), law.event_shape[-1]
-    return _step(lambda u: torch.nn.functional.one_hot(steps(u, at), kinds).to(law.probs.dtype))
+    part = _step(lambda u: torch.nn.functional.one_hot(steps(u, at), kinds).to(law.probs.dtype))
+    return part._replace(elementwise=False)
 
 
 @part_of.register

@@ -192,4 +192,7 @@ def _(law: PyroModel) -> Part:
 
 @part_of.register
 def _(law: dist.Delta) -> Part:
-    return Part(torch.Size([0]), lambda u: law.v.expand(*u.shape[:-1], *law.event_shape))
+    def constant(u: Tensor) -> Tensor:
+        return law.v.expand(*u.shape[:-1], *law.event_shape)
+
+    return Part(torch.Size([0]), constant, linear=lambda u: torch.zeros_like(constant(u)))

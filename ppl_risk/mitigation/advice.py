@@ -23,6 +23,7 @@ from typing import Literal
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.majority import largest_bad_share
 from ppl_risk.mitigation.rays import ray_of
+from ppl_risk.mitigation.wanted import number, whole
 
 #: Clean rows a coefficient from which relearning won in every measured case.
 ROWS_PER_COEFFICIENT = 4
@@ -96,11 +97,18 @@ def advise(
     if problem not in ("affine", "polynomial", "parities"):
         raise RiskError(f'problem must be "affine", "polynomial" or "parities", got {problem!r}.')
     degree = 1 if problem == "affine" else degree
-    if n < 1 or degree < 1 or samples < 0 or not (0 < tau <= 1 and 0 < failure < 1):
-        raise RiskError(
-            f"Wanted n >= 1, degree >= 1, samples >= 0, tau in (0, 1], failure in (0, 1); "
-            f"got {n}, {degree}, {samples}, {tau}, {failure}."
-        )
+    for name, count, least in (("n", n, 1), ("degree", degree, 1), ("samples", samples, 0)):
+        whole(name, count, least=least)
+    number("tau", tau, 0.0, 1.0, with_high=True)
+    number("failure", failure, 0.0, 1.0)
+    for name, value, high in (("epsilon", epsilon, 1.0), ("delta", delta, math.inf)):
+        if value is not None:
+            number(name, value, 0.0, high, with_low=True)
+    for name, count in (("queries", queries), ("needed", needed)):
+        if count is not None:
+            whole(name, count, least=0)
+    if bars is not None and not bars >= 0:
+        raise RiskError(f"bars must be 0 or positive, got {bars}.")
     scarce = queries is not None and needed is not None and queries < needed
     short = f"Relearn: the mitigator asks {needed:,} queries and {queries:,} are allowed." if scarce else ""
     if problem == "parities":

@@ -48,6 +48,8 @@ class GuaranteeCard:
         samples: labelled clean rows used.
         advice: whether to relearn instead, and why.
         remedy: what to do where a premise fails.
+        everywhere: whether the bar is one of each input, rather than a root mean square over them.
+        details: further numbers, by name.
 
     """
 
@@ -61,6 +63,7 @@ class GuaranteeCard:
     samples: int = 0
     advice: str = ""
     remedy: str = ""
+    everywhere: bool = True
     details: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -83,12 +86,13 @@ class GuaranteeCard:
             if self.certified
             else "HOLDS IF what is assumed is so"
         )
+        bar = f"{self.error_bar:.3g}{'' if self.everywhere else ' root mean square'}"
         lines = [
             self.method,
             f"  verdict   {verdict}",
             *([f"  remedy    {self.remedy}"] if refused and self.remedy else []),
             f"  promise   {self.covers}",
-            f"  bars      {self.error_bar:.3g}, broken with probability at most {self.failure_probability:.2g}",
+            f"  bars      {bar}, broken with probability at most {self.failure_probability:.2g}",
             *(f"  premise   {p}" for p in self.premises),
             f"  cost      {self.queries:,} queries, {self.queries_per_input:,} more for each input, {self.samples:,} clean rows",
             *([f"  advice    {self.advice}"] if self.advice else []),

@@ -6,6 +6,9 @@ the bars b and the failure probability of the card, is
 
     P_natural(C(g)) <= P(C(h + t) for some |t| <= b) + failure,   and the same for attacked inputs x', each fixed before the coins.
 
+on average over the mitigator's coins: one draw of them serves all inputs, so that failures come together, and by Markov a share r
+of the inputs is off with probability at most failure / r.
+
 A poisoned model of trigger share eps costs plain Monte Carlo 3 / eps draws before it shows anything; the bound needs none of it.
 Ours.
 """
@@ -15,14 +18,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from ppl_risk.crude_monte_carlo import monte_carlo
+from ppl_risk.errors import RiskError, undefined_margins
+from ppl_risk.mitigation.card import GuaranteeCard
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated
+from ppl_risk.mitigation.wanted import function, rows_in, tensor_of, whole
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import RiskEstimate, Status, clopper_pearson, decades
@@ -61,8 +67,9 @@ class Composition:
     Attributes:
         natural: estimate of P(catastrophe) under the input law, by model.
         attacked: catastrophes on attacked inputs, by model.
-        promised: bound on the natural probability from each card alone, where there is a card and a model of the truth; it is as
-            sure as the estimate behind it, whose upper end it takes (99.5 % one-sided).
+        promised: bound on the natural probability from each card alone, on average over the mitigator's coins, where there is a
+            model of the truth and a card whose bar holds at each input and whose premises do not fail; it is as sure as the
+            estimate behind it, whose upper end it takes (99.5 % one-sided).
 
     """
 
@@ -73,7 +80,10 @@ class Composition:
     def __str__(self) -> str:
         """One line a model."""
         head = f"{'model':<16} {'natural inputs':<34} {'promised':<12} attacked inputs"
-        return "\n".join([head, *(self._line(name) for name in self.natural)])
+        note = (
+            ["promised: on average over the mitigator's coins, if what its card assumes is so"] if self.promised else []
+        )
+        return "\n".join([head, *(self._line(name) for name in self.natural), *note])
 
     __repr__ = __str__
 
@@ -108,6 +118,7 @@ def plain(calls: int = 100_000) -> Estimator:
         1000
 
     """
+    whole("calls", calls, least=1)
     return lambda problem, seed: monte_carlo(problem, calls=calls, seed=seed, posterior_draws=0, progress=False)
 
 
@@ -134,6 +145,9 @@ def compare_risk(
         attacked_draws: attacked inputs, the same for every model.
         seed: of the estimator and of the attacked inputs.
 
+    Raises:
+        RiskError: for arguments of other types, attacked inputs or margins that are not finite, or not one a row.
+
     Example:
         >>> law = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
         >>> found = compare_risk({"f": lambda x: x[:, 0]}, law, lambda y: y - 1, attack=lambda x: x + 9, estimator=plain(1000))
@@ -141,21 +155,51 @@ def compare_risk(
         1,000 of 1,000 (1 to 1)
 
     """
+    if not isinstance(models, Mapping) or not models:
+        raise RiskError(f"models must be a mapping from names to models, at least one, got {type(models).__name__}.")
+    for name, model in models.items():
+        function(f"The model {name!r}", model, "rows to one number a row")
+    function("detector", detector, "answers to margins")
+    for role, part in (("attack", attack), ("truth", truth), ("estimator", estimator)):
+        if part is not None:
+            function(role, part, "as the docstring says")
+    whole("attacked_draws", attacked_draws, least=1)
+    whole("seed", seed, 0, 2**64 - 1)
     estimate = plain() if estimator is None else estimator
     natural = {name: estimate(RiskProblem(model, inputs, detector, name=name), seed) for name, model in models.items()}
     attacked: dict[str, Attacked] = {}
     if attack is not None:
         with seeded(seed, torch.device("cpu")), torch.no_grad():
-            x = attack(inputs.sample((attacked_draws,)))
-            attacked = {name: Attacked(_hits(detector(model(x))), attacked_draws) for name, model in models.items()}
+            x = rows_in(attack(inputs.sample((attacked_draws,))), what="Attacked inputs")
+            if len(x) != attacked_draws:
+                raise RiskError(f"attack must return a row for each of {attacked_draws:,} rows, got {len(x):,}.")
+            # A copy for each: a model may write into what it is given.
+            attacked = {
+                name: Attacked(_hits(name, detector(model(x.clone())), attacked_draws), attacked_draws)
+                for name, model in models.items()
+            }
     promised: dict[str, float] = {}
     for name, model in models.items():
-        if truth is not None and isinstance(model, Mitigated) and math.isfinite(model.card.error_bar):
+        if truth is not None and isinstance(model, Mitigated) and _promises(model.card):
             within = _WithinBars(truth, detector, model.card.error_bar)
             reached = estimate(RiskProblem(within, inputs, name=f"{name}, within its bars"), seed)
             promised[name] = min(1.0, math.exp(reached.interval(PROMISED)[1]) + model.card.failure_probability)
     return Composition(natural, attacked, promised)
 
 
-def _hits(margin: Float[Tensor, " batch"]) -> int:
+def _promises(card: GuaranteeCard) -> bool:
+    """Whether a bound on a probability follows: a finite bar of each input, and no premise that fails."""
+    return card.status is not Status.REFUSED and card.everywhere and math.isfinite(card.error_bar)
+
+
+def _hits(name: str, margin: Any, draws: int) -> int:
+    """Margins that are catastrophes; one that is NaN is none of anything."""
+    margin = tensor_of("Margins", margin)
+    if margin.numel() != draws:
+        raise RiskError(
+            f"{name!r}: {draws:,} attacked inputs have margins of shape {tuple(margin.shape)}; one number an input is wanted."
+        )
+    undefined = int((~torch.isfinite(margin)).sum())
+    if undefined:
+        raise RiskError(f"{name!r} on attacked inputs: {undefined_margins(undefined, draws)}")
     return int((margin >= 0).sum())

@@ -31,6 +31,7 @@ from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
 from ppl_risk.mitigation.majority import log_failure
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
+from ppl_risk.mitigation.wanted import coins, function, number, one_each, rows_in, tensor_of, whole
 
 #: Answers (times, rows) to one answer a row.
 Aggregate = Literal["median", "mean", "majority"] | Callable[[Tensor], Tensor]
@@ -55,6 +56,11 @@ class Reduction:
     points: int
     move: Callable[[Tensor, torch.Generator], Tensor]
     combine: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        whole("points of a Reduction", self.points, least=1)
+        function("move", self.move, "(x, generator) to (points, rows, n)")
+        function("combine", self.combine, "answers (points, rows) to (rows,)")
 
 
 def _hide(x: Tensor, generator: torch.Generator) -> Tensor:
@@ -83,10 +89,10 @@ class Resampled(nn.Module):
             RiskError: where the reduction moves x to another shape than it says.
 
         """
-        generator = torch.Generator().manual_seed(self.seed)
+        generator = coins(self.seed)
         answers = torch.stack([self._trial(x, generator) for _ in range(self.times)])
         if not isinstance(self.aggregate, str):
-            return self.aggregate(answers)
+            return one_each("aggregate", self.aggregate(answers), len(x))
         if self.aggregate == "mean":
             return answers.mean(0)
         return answers.median(0).values if self.aggregate == "median" else answers.mode(0).values
@@ -94,12 +100,13 @@ class Resampled(nn.Module):
     def _trial(self, x: Tensor, generator: torch.Generator) -> Tensor:
         if self.reduction is None:
             return self.oracle(x)
-        moved = self.reduction.move(x, generator)
+        moved = tensor_of("Moved inputs", self.reduction.move(x.clone(), generator))
         if moved.shape != (self.reduction.points, *x.shape):
             raise RiskError(
                 f"The reduction must move rows {tuple(x.shape)} to {(self.reduction.points, *x.shape)}, got {tuple(moved.shape)}."
             )
-        return self.reduction.combine(self.oracle(moved.flatten(0, 1)).reshape(self.reduction.points, len(x)))
+        answers = self.oracle(moved.flatten(0, 1)).reshape(self.reduction.points, len(x))
+        return one_each("combine", self.reduction.combine(answers), len(x))
 
 
 def resample(
@@ -122,12 +129,12 @@ def resample(
         times: trials, s.
         aggregate: "median", "mean", "majority" (the most frequent answer), or a callable (times, rows) -> (rows,).
         wrong: with perturb, q: at every x a trial is off by more than `error_bar` with at most this probability. Then median and
-            majority are off with probability Pr[Bin(s, q) >= ceil(s/2)] at most.
+            (at `error_bar` 0) majority are off with probability Pr[Bin(s, q) >= ceil(s/2)] at most.
         probes: inputs on which the model is asked twice: the card refuses where it repeats itself to the last bit.
         seed: of the moves. Draw it after the model is fixed and keep it secret.
 
     Raises:
-        RiskError: times < 1, wrong outside [0, 1], an unknown aggregate.
+        RiskError: times < 1, wrong outside [0, 1], an unknown aggregate, probes that are no rows.
 
     Example:
         >>> f = lambda x: torch.where((x[:, :3] > 0).all(-1), -x.prod(-1), x.prod(-1))   # a backdoored parity
@@ -136,17 +143,23 @@ def resample(
         (-1.0, 1.0)
 
     """
-    if times < 1 or (wrong is not None and not 0 <= wrong <= 1) or not error_bar >= 0:
-        raise RiskError(f"Wanted times >= 1, wrong in [0, 1], error_bar >= 0; got {times}, {wrong}, {error_bar}.")
-    if isinstance(aggregate, str) and aggregate not in ("median", "mean", "majority"):
+    whole("times", times, least=1)
+    number("error_bar", error_bar, 0.0, with_low=True)
+    if wrong is not None:
+        number("wrong", wrong, 0.0, 1.0, with_low=True, with_high=True)
+    coins(seed)
+    if not (callable(aggregate) or aggregate in ("median", "mean", "majority")):
         raise RiskError(f'aggregate must be "median", "mean", "majority" or a callable, got {aggregate!r}.')
     oracle = Oracle(model, gradients=True)
     if perturb is None or isinstance(perturb, Reduction):
         reduction = perturb
     else:
+        function("perturb", perturb, "a Reduction, or (x, generator) to moved inputs")
         reduction = Reduction(1, lambda x, generator: perturb(x, generator)[None], lambda answers: answers[0])
     points = 1 if reduction is None else reduction.points
-    bounded = reduction is not None and wrong is not None and aggregate in ("median", "majority")
+    # Of real answers the most frequent is the one that is repeated, right or wrong: it has no bar but 0.
+    exact = aggregate == "majority" and error_bar == 0
+    bounded = reduction is not None and wrong is not None and (aggregate == "median" or exact)
     if reduction is None:
         covers = "nothing: a trigger is a function of the context, and fires however often the same context is put"
         premises = (_independent(oracle, probes),)
@@ -156,7 +169,7 @@ def resample(
             Premise(f"a trial is off with probability <= {wrong:g}", None, "taken as given; 2 epsilon for PARITY"),
         )
     else:
-        covers = "nothing: no bound q on a wrong trial was given, or the aggregate is not a median or a majority"
+        covers = "nothing: no bound q on a wrong trial was given, or the aggregate is no median, nor a majority of exact answers"
         premises = (Premise("fewer than half the trials are off at every x", None, "taken as given"),)
     card = GuaranteeCard(
         method=f"control: {times} answers {'to the same context' if reduction is None else 'to moved inputs'}",
@@ -175,6 +188,9 @@ def _independent(oracle: Oracle, probes: Tensor | None) -> Premise:
     name = "errors of repeated answers are independent"
     if probes is None:
         return Premise(name, None, "cannot be seen without a trigger; a deterministic model repeats every error")
+    probes = rows_in(probes, what="Probes")
+    if not len(probes):
+        raise RiskError("probes hold no row to ask twice.")
     with torch.no_grad():
         same = int((oracle(probes) == oracle(probes)).sum())
     told = f"{same:,} of {len(probes):,} inputs asked twice were answered alike to the last bit"

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
+from ppl_risk.mitigation.wanted import function, number, rows_in, tensor_of
 from ppl_risk.risk_estimate import clopper_pearson
 
 #: One-sided, of the share that is deferred.
@@ -72,9 +73,12 @@ def defer_to_trusted(
         10.0
 
     """
+    natural = rows_in(natural, what="Natural inputs")
     m = len(natural)
-    if not 0 <= budget < 1 or m == 0:
-        raise RiskError(f"Wanted budget in [0, 1) and at least one natural row, got {budget} and {m} rows.")
+    number("budget", budget, 0.0, 1.0, with_low=True)
+    function("suspicion", suspicion, "(x, answers) to scores")
+    if m == 0:
+        raise RiskError("Wanted at least one natural row, got none.")
     oracle, weaker = Oracle(model, gradients=True), Oracle(trusted, gradients=True)
     with torch.no_grad():
         scores = _scores(suspicion, natural, oracle(natural))
@@ -103,7 +107,8 @@ def defer_to_trusted(
 
 
 def _scores(suspicion: Callable[..., Tensor], x: Tensor, answers: Tensor) -> Tensor:
-    scores = suspicion(x, answers).double()
+    # Copies: it may write into what it is given.
+    scores = tensor_of("Suspicion", suspicion(x.clone(), answers.clone())).double()
     if scores.shape != answers.shape or not bool(torch.isfinite(scores).all()):
         raise RiskError(
             f"suspicion must return one finite number a row: {tuple(answers.shape)} wanted, got {tuple(scores.shape)}."

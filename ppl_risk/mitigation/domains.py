@@ -25,6 +25,7 @@ from torch.distributions import constraints
 
 from ppl_risk.errors import RiskError
 from ppl_risk.inputs.transport import Part, part_of
+from ppl_risk.mitigation.wanted import number, tensor_of, whole
 
 ONE = torch.Size()
 
@@ -38,7 +39,7 @@ class Domain(ABC):
         radius: size.
 
     Raises:
-        RiskError: unless n >= 1 and radius > 0.
+        RiskError: unless n is a whole number >= 1 and the radius finite and > 0.
 
     """
 
@@ -48,10 +49,8 @@ class Domain(ABC):
     symmetric: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not self.radius > 0 or not math.isfinite(self.radius):
-            raise RiskError(
-                f"{type(self).__name__} wants n >= 1 and a finite radius > 0, got n {self.n}, radius {self.radius}."
-            )
+        whole(f"{type(self).__name__}.n", self.n, least=1)
+        number(f"radius of {type(self).__name__}", self.radius, 0.0)
 
     @abstractmethod
     def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count n"]:
@@ -75,6 +74,12 @@ class Domain(ABC):
         """The uniform law on the set, as a distribution over one input; default in torch's default type."""
         return UniformOn(self, dtype)
 
+    def _points(self, x: Tensor) -> Tensor:
+        x = tensor_of("Points", x)
+        if not x.dim() or x.shape[-1] != self.n:
+            raise RiskError(f"Points of {self} are of {self.n} numbers, got shape {tuple(x.shape)}.")
+        return x
+
     @abstractmethod
     def push(self, u: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch n"]:
         """Standard normals to uniform points: the map that estimators use."""
@@ -91,18 +96,21 @@ class Ball(Domain):
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count n"]:
         """Direction of a normal draw, radius U^{1/n}."""
+        whole("count", count, least=0)
         g = torch.randn(count, self.n, generator=generator, dtype=torch.float64)
         u = torch.rand(count, 1, generator=generator, dtype=torch.float64)
         return self.radius * u ** (1 / self.n) * g / g.norm(dim=-1, keepdim=True)
 
     def contains(self, x: Float[Tensor, "batch n"], tolerance: float = 1e-9) -> Bool[Tensor, " batch"]:
         """Norm at most the radius."""
+        x = self._points(x)
         return x.norm(dim=-1) <= self.radius * (1 + tolerance)
 
     def chord(
         self, x: Float[Tensor, "batch n"], direction: Float[Tensor, "batch n"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Roots of |x + t d|^2 = r^2."""
+        x = self._points(x)
         a, b = direction.square().sum(-1), (x * direction).sum(-1)
         under = b.square() - a * (x.square().sum(-1) - self.radius**2)
         root = under.clamp_min(0.0).sqrt()
@@ -111,6 +119,7 @@ class Ball(Domain):
 
     def depth(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """(r - |x|) / (r + |x|)."""
+        x = self._points(x)
         size = x.norm(dim=-1)
         return ((self.radius - size) / (self.radius + size)).clamp_min(0.0)
 
@@ -132,16 +141,19 @@ class Cube(Domain):
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count n"]:
         """Independent uniforms."""
+        whole("count", count, least=0)
         return self.radius * (2 * torch.rand(count, self.n, generator=generator, dtype=torch.float64) - 1)
 
     def contains(self, x: Float[Tensor, "batch n"], tolerance: float = 1e-9) -> Bool[Tensor, " batch"]:
         """Every |x_i| at most r."""
+        x = self._points(x)
         return x.abs().amax(-1) <= self.radius * (1 + tolerance)
 
     def chord(
         self, x: Float[Tensor, "batch n"], direction: Float[Tensor, "batch n"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The tightest of n intervals."""
+        x = self._points(x)
         still = direction == 0
         step = torch.where(still, torch.ones_like(direction), direction)
         one, other = (-self.radius - x) / step, (self.radius - x) / step
@@ -152,6 +164,7 @@ class Cube(Domain):
 
     def depth(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """(r - max |x_i|) / (r + max |x_i|)."""
+        x = self._points(x)
         size = x.abs().amax(-1)
         return ((self.radius - size) / (self.radius + size)).clamp_min(0.0)
 
@@ -173,18 +186,21 @@ class Simplex(Domain):
 
     def sample(self, count: int, generator: torch.Generator | None = None) -> Float[Tensor, "count n"]:
         """Exponentials over their sum, the last left out."""
+        whole("count", count, least=0)
         u = torch.rand(count, self.n + 1, generator=generator, dtype=torch.float64)
         e = -torch.log1p(-u)
         return self.radius * e[:, :-1] / e.sum(-1, keepdim=True)
 
     def contains(self, x: Float[Tensor, "batch n"], tolerance: float = 1e-9) -> Bool[Tensor, " batch"]:
         """No coordinate negative, sum at most r."""
+        x = self._points(x)
         return (x >= -tolerance * self.radius).all(-1) & (x.sum(-1) <= self.radius * (1 + tolerance))
 
     def chord(
         self, x: Float[Tensor, "batch n"], direction: Float[Tensor, "batch n"]
     ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """The tightest of n + 1 half-lines."""
+        x = self._points(x)
         slack = torch.cat([x, self.radius - x.sum(-1, keepdim=True)], dim=-1)
         rate = torch.cat([direction, -direction.sum(-1, keepdim=True)], dim=-1)
         bound = -slack / torch.where(rate == 0, torch.ones_like(rate), rate)
@@ -195,6 +211,7 @@ class Simplex(Domain):
 
     def depth(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """Least barycentric coordinate b over 1 - b: in barycentric terms (1 + alpha) b - alpha >= 0."""
+        x = self._points(x)
         least = torch.cat([x, self.radius - x.sum(-1, keepdim=True)], dim=-1).amin(-1) / self.radius
         return (least / (1 - least)).clamp_min(0.0)
 

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ppl_risk.errors import RiskError
+from ppl_risk.mitigation.wanted import rows_in, tensor_of
 
 
 def characters(x: Float[Tensor, "batch n"], supports: Bool[Tensor, "k n"]) -> Float[Tensor, "batch k"]:
@@ -42,6 +43,8 @@ def walsh_hadamard(values: Float[Tensor, "*batch size"]) -> Float[Tensor, "*batc
         [0.0, 0.0, 0.0, 4.0]
 
     """
+    if not isinstance(values, Tensor) or not values.dim():
+        raise RiskError(f"walsh_hadamard wants a tensor (*batch, 2^n), got {type(values).__name__}.")
     size = values.shape[-1]
     if values.dtype != torch.float64 or size < 1 or size & (size - 1) or not values.is_contiguous():
         raise RiskError(
@@ -65,6 +68,7 @@ class FourierSeries(nn.Module):
         supports: the sets S, one row each.
         coefficients: c_S.
         sign: answer with the sign of the sum.
+        bits: refuse inputs that are not +-1; otherwise an input counts by its sign.
 
     Raises:
         RiskError: if there is not one coefficient a set.
@@ -79,20 +83,36 @@ class FourierSeries(nn.Module):
     supports: Tensor
     coefficients: Tensor
 
-    def __init__(self, supports: Bool[Tensor, "k n"], coefficients: Float[Tensor, " k"], *, sign: bool = False) -> None:
+    def __init__(
+        self,
+        supports: Bool[Tensor, "k n"],
+        coefficients: Float[Tensor, " k"],
+        *,
+        sign: bool = False,
+        bits: bool = False,
+    ) -> None:
         super().__init__()
+        supports, coefficients = tensor_of("supports", supports), tensor_of("coefficients", coefficients)
         if supports.dim() != 2 or coefficients.shape != supports.shape[:1]:
             raise RiskError(
                 f"Wanted sets (k, n) and coefficients (k,), got {tuple(supports.shape)} and {tuple(coefficients.shape)}."
             )
+        if not bool(torch.isfinite(coefficients).all()):
+            raise RiskError("Some coefficients are NaN or infinite.")
         self.register_buffer("supports", supports.bool())
         self.register_buffer("coefficients", coefficients.double())
-        self.sign = sign
+        self.sign, self.bits = sign, bits
         self.eval()
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
-        """The values, float64."""
-        total = characters(x, self.supports) @ self.coefficients
+        """The values, float64.
+
+        Raises:
+            RiskError: for anything but rows (batch, n) of finite numbers.
+
+        """
+        rows = rows_in(x, self.supports.shape[1], bits=self.bits)
+        total = characters(rows, self.supports) @ self.coefficients
         return torch.where(total >= 0, 1.0, -1.0).double() if self.sign else total
 
     def extra_repr(self) -> str:

@@ -20,20 +20,20 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import advise
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
+from ppl_risk.mitigation.clean_rows import CleanRows, Samples, clean_rows, uniform_bits
+from ppl_risk.mitigation.fourier_evidence import close_to_model, few_and_heavy, labels_are_the_series, values_error
 from ppl_risk.mitigation.fourier_series import FourierSeries, characters
 from ppl_risk.mitigation.heavy_hashing import HeavyPremise, find_by_hashing
 from ppl_risk.mitigation.heavy_prefix import find_by_prefix
-from ppl_risk.mitigation.majority import share_of
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
+from ppl_risk.mitigation.wanted import coins, number, rows_in, whole
 
-#: Labelled rows: inputs (m, n) of +-1 and labels (m,).
-Samples = tuple[Float[Tensor, "m n"], Float[Tensor, " m"]]
 #: To which values are rounded: the last bits of a fit depend on where it lies in memory, and the law of g must not.
 DECIMALS = 9
 
@@ -74,12 +74,12 @@ class GlobalFourier:
     probes: int = 2000
 
     def __post_init__(self) -> None:
-        if not (0 < self.tau <= 1 and 0 < self.delta < 1 and 0 <= self.flip_rate < 0.5):
-            raise RiskError(
-                f"Wanted tau in (0, 1], delta in (0, 1), flip_rate in [0, 0.5); got {self.tau}, {self.delta}, {self.flip_rate}."
-            )
-        if self.epsilon is not None and not 0 <= self.epsilon < self.tau / 4:
-            raise RiskError(f"epsilon must be in [0, tau / 4) = [0, {self.tau / 4:g}), got {self.epsilon}.")
+        number("tau", self.tau, 0.0, 1.0, with_high=True)
+        number("delta", self.delta, 0.0, 1.0)
+        number("flip_rate", self.flip_rate, 0.0, 0.5, with_low=True)
+        whole("probes", self.probes, least=2)
+        if self.epsilon is not None:
+            number("epsilon, below tau / 4,", self.epsilon, 0.0, self.tau / 4, with_low=True)
         if self.search not in ("hashing", "prefix") or self.values not in ("samples", "model"):
             raise RiskError(
                 f'Wanted search "hashing" or "prefix", values "samples" or "model"; got {self.search}, {self.values}.'
@@ -115,11 +115,14 @@ class GlobalFourier:
                 "GlobalFourier takes the values of the coefficients from clean rows: give samples=(x, y). Values taken from the "
                 'model leak it; GlobalFourier(values="model").mitigate(f, n=...) does so all the same, and its card refuses.'
             )
-        if samples is not None:
-            _require_bits(*samples)
-            n = samples[0].shape[1]
-        assert n is not None
-        oracle, generator = Oracle(model), torch.Generator().manual_seed(seed)
+        rows = None if samples is None else clean_rows(samples, n)
+        if rows is not None:
+            n = rows.x.shape[1]
+            rows_in(rows.x, n, bits=True, what="Clean rows of GlobalFourier")
+            if not len(rows.x):
+                raise RiskError("No clean row can be used: every one holds NaN or infinity, in x or in its label.")
+        n = whole("n", n, least=1)
+        oracle, generator = Oracle(model), coins(seed)
         if self.search == "hashing":
             sets, _ = find_by_hashing(oracle, self.premise(n), self.delta, generator)
         else:
@@ -127,86 +130,67 @@ class GlobalFourier:
         probes = 1 - 2 * torch.randint(0, 2, (self.probes, n), generator=generator).double()
         answers = oracle(probes)
         if self.values == "samples":
-            assert samples is not None
-            x, y = samples[0].double(), samples[1].double()
-            values = _least_squares(x, y, sets) / (1 - 2 * self.flip_rate)
+            assert rows is not None
+            values = _least_squares(rows.x, rows.y, sets) / (1 - 2 * self.flip_rate)
         else:
             values = answers @ characters(probes, sets) / self.probes
         return Mitigated(
-            FourierSeries(sets, values, sign=self.sign), self._card(oracle, sets, values, (probes, answers), samples)
+            FourierSeries(sets, values, sign=self.sign, bits=True),
+            self._card(oracle, sets, values, (probes, answers), rows),
         )
 
     def _card(
-        self, oracle: Oracle, sets: Tensor, values: Tensor, seen: tuple[Tensor, Tensor], samples: Samples | None
+        self, oracle: Oracle, sets: Tensor, values: Tensor, seen: tuple[Tensor, Tensor], rows: CleanRows | None
     ) -> GuaranteeCard:
-        n, k, rows = sets.shape[1], len(sets), 0 if samples is None else len(samples[0])
-        premises = [self._few(k), self._close(FourierSeries(sets, values), *seen)]
-        error = math.inf
-        if self.values == "model":
-            premises.append(
-                Premise("values from clean rows", False, "they are read off the model, and tell it apart from others")
-            )
-        elif samples is not None:
-            x, y = samples[0].double(), samples[1].double()
-            premises.append(self._labels(FourierSeries(sets, values), x, y))
-            residual = (y - (1 - 2 * self.flip_rate) * (characters(x, sets) @ values)).square().mean()
-            error = math.sqrt(float(residual) * k / max(rows - k, 1)) / (1 - 2 * self.flip_rate)
+        n, k, series, scale = sets.shape[1], len(sets), FourierSeries(sets, values), 1 - 2 * self.flip_rate
+        error, errors, tested = math.inf, torch.zeros(k, dtype=torch.float64), []
+        if self.values == "model" or rows is None:
+            told = "they are read off the model, and tell it apart from others"
+            tested.append(Premise("values from clean rows", False, told))
+        else:
+            plain = bool((rows.y.abs() == 1).all())
+            left = (rows.y - scale * (characters(rows.x, sets) @ values)) / scale
+            error, errors = values_error(rows.x, left, sets, self.delta, (1 - scale**2) / scale**2 if plain else 0.0)
+            tested.append(labels_are_the_series(series, rows, self.flip_rate, self.delta, self.sign))
+            tested += [*rows.tested(), uniform_bits(rows)]
             if self.sign:
-                # |series - h| <= sum |error of c_S|, about sqrt(k) error, and five times that is still below 1.
-                error = 0.0 if 5 * math.sqrt(k) * error < 1 else 2.0
+                # |series - h| <= sum |error of c_S| <= sqrt(k) error, and below 1 the sign is that of h.
+                error = 0.0 if math.sqrt(k) * error < 1 else 2.0
+        few = few_and_heavy(values, errors, self.tau, self.most, self.delta)
+        promised = self.values == "samples" and math.isfinite(error)
         return GuaranteeCard(
             method=f"GlobalFourier(tau={self.tau:g}, delta={self.delta:g}, search={self.search!r}) on {n} bits",
             covers=self._covers(),
-            premises=tuple(premises),
+            premises=(few, close_to_model(series, *seen, self.tau, self.epsilon), *tested),
             error_bar=error,
-            failure_probability=1.0 if self.values == "model" else self.delta,
+            # The sets, and the values.
+            failure_probability=min(1.0, 2 * self.delta) if promised else 1.0,
             queries=oracle.queries,
-            samples=rows,
-            remedy=f"{'Take the values from clean rows' if self.values == 'model' else 'Give a smaller tau'}, or relearn.",
-            advice=advise("parities", n, samples=rows, epsilon=self.epsilon, tau=self.tau, failure=self.delta),
+            samples=0 if rows is None else rows.given,
+            remedy=self._remedy([few, *tested]),
+            advice=advise(
+                "parities", n, samples=0 if rows is None else len(rows.x), epsilon=self.epsilon, tau=self.tau,
+                failure=self.delta,
+            ),
+            everywhere=self.sign,
             details={"coefficients": float(k), "sum of squares": float(values.square().sum())},
-        )
+        )  # fmt: skip
+
+    def _remedy(self, premises: list[Premise]) -> str:
+        failed = " ".join(p.name for p in premises if p.holds is False)
+        if self.values == "model":
+            return "Take the values from clean rows, or relearn."
+        if "uniform bits" in failed or "finite" in failed:
+            return "Give clean rows of uniform bits with finite labels."
+        if "labels" in failed and "coefficient" not in failed:
+            return "Give the flip rate that the labels have, labels of +-1 where a sign is answered, a smaller tau, or relearn."
+        return "Give a smaller tau, or relearn."
 
     def _covers(self) -> str:
         if self.values == "model":
             return "nothing: the values depend on the model, and so on whoever planted what is in it"
-        near = "g = h within the bars" if self.sign else "root mean square of g - h about the bars"
+        near = "g = h within the bars" if self.sign else "the root mean square of g - h is within the bars"
         return f"but for the failure probability the law of g depends on the clean rows only, not on the model; {near}"
-
-    def _few(self, k: int) -> Premise:
-        name = f"every coefficient of the truth is 0 or >= {self.tau:g}"
-        if k == 0:
-            return Premise(name, False, "the model has no coefficient as large as tau / 2")
-        if k > self.most:
-            return Premise(name, False, f"{k} sets were found, and at most {self.most} can be that heavy")
-        return Premise(
-            name, None, f"{k} sets found of at most {self.most}; a gap in the spectrum is not visible from outside"
-        )
-
-    def _close(self, series: FourierSeries, x: Tensor, y: Tensor) -> Premise:
-        """Model against answer on fresh points: where h is the series (or its sign), this is the model's own loss."""
-        g = series(x)
-        if bool((y.abs() == 1).all()):
-            allowed = self.tau / 8 if self.epsilon is None else self.epsilon
-            share = share_of(int((torch.where(g >= 0, 1.0, -1.0) != y).sum()), len(y))
-            holds = True if share.high <= allowed else False if share.low > allowed else None
-            told = f"{share.misses:,} of {share.rows:,} fresh answers differ from the mitigated ones, at most {share.high:.2g}"
-            return Premise(f"epsilon <= {allowed:.3g}", holds, told)
-        allowed = self.tau**2 / 16 if self.epsilon is None else 4 * self.epsilon
-        error = (y - g).square()
-        mean, spread = float(error.mean()), float(error.std()) / math.sqrt(len(y))
-        holds = True if mean + 3 * spread <= allowed else False if mean - 3 * spread > allowed else None
-        return Premise(
-            f"E (f - h)^2 <= {allowed:.3g}", holds, f"{mean:.3g} +- {spread:.1g} against the mitigated answers"
-        )
-
-    def _labels(self, series: FourierSeries, x: Tensor, y: Tensor) -> Premise:
-        name = "clean labels are the series, but for flips"
-        if not bool((y.abs() == 1).all()):
-            return Premise(name, None, "labels are not +-1, so what is left is not tested")
-        share = share_of(int((torch.where(series(x) >= 0, 1.0, -1.0) != y).sum()), len(y))
-        told = f"{share.misses:,} of {share.rows:,} labels differ from the sign of the answer, flips {self.flip_rate:g}"
-        return Premise(name, share.low <= self.flip_rate, told)
 
 
 def _least_squares(x: Tensor, y: Tensor, sets: Bool[Tensor, "k n"]) -> Tensor:
@@ -216,12 +200,3 @@ def _least_squares(x: Tensor, y: Tensor, sets: Bool[Tensor, "k n"]) -> Tensor:
     if len(x) < 2 * len(sets):
         raise RiskError(f"{len(sets)} coefficients want at least {2 * len(sets)} clean rows, got {len(x)}.")
     return torch.linalg.lstsq(characters(x, sets), y[:, None]).solution[:, 0].round(decimals=DECIMALS)
-
-
-def _require_bits(x: Tensor, y: Tensor) -> None:
-    if x.dim() != 2 or y.shape != x.shape[:1] or len(x) == 0:
-        raise RiskError(f"Samples are rows (m, n) and labels (m,), got {tuple(x.shape)} and {tuple(y.shape)}.")
-    if not bool((x.abs() == 1).all()):
-        raise RiskError(
-            "GlobalFourier works on inputs of +-1, and the rows of the samples hold other numbers. Map bits to +-1."
-        )

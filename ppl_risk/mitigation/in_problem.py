@@ -12,7 +12,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.mitigated import BlackBox
+from ppl_risk.mitigation.wanted import function
 from ppl_risk.problem import RiskProblem
 
 
@@ -26,7 +28,7 @@ def model_of(problem: RiskProblem) -> Callable[..., Tensor]:
         True
 
     """
-    network = problem.network
+    network = _problem(problem).network
     while hasattr(network, "model"):
         network = network.model  # pyright: ignore[reportFunctionMemberAccess]
     return network  # pyright: ignore[reportReturnType]
@@ -42,8 +44,15 @@ def with_model(problem: RiskProblem, model: BlackBox) -> RiskProblem:
         7.0
 
     """
-    network = _replaced(problem.network, model)
+    function("model", model, "rows to one number a row")
+    network = _replaced(_problem(problem).network, model)
     return RiskProblem(network, problem.inputs, problem.detector, name=f"{problem.name}, mitigated")
+
+
+def _problem(problem: Any) -> RiskProblem:
+    if not isinstance(problem, RiskProblem):
+        raise RiskError(f"Wanted a RiskProblem, got {type(problem).__name__}.")
+    return problem
 
 
 def _replaced(network: Any, model: BlackBox) -> Any:

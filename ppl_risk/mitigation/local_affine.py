@@ -22,14 +22,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float
-from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import advise
+from ppl_risk.mitigation.clean_rows import Samples, clean_rows
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.local_answer import Kind, LocalAnswer
-from ppl_risk.mitigation.local_card import local_card
+from ppl_risk.mitigation.local_card import line_bar, local_model, require_local
 from ppl_risk.mitigation.majority import largest_bad_share
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
 from ppl_risk.mitigation.rays import Ray, ray_of
@@ -76,11 +75,14 @@ class LocalAffine:
     noise: Literal["adversarial", "independent"] = "adversarial"
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon < 0.5 or self.delta < 0:
-            raise RiskError(f"Wanted epsilon in (0, 0.5) and delta >= 0, got {self.epsilon} and {self.delta}.")
-        if self.variant not in _KINDS or self.noise not in ("adversarial", "independent"):
+        require_local(self.domain, self.epsilon, self.delta, self.repeats, self.failure)
+        if self.variant not in tuple(_KINDS) or self.noise not in ("adversarial", "independent"):
             raise RiskError(
                 f"Wanted variant one of {', '.join(_KINDS)} and noise adversarial or independent; got {self.variant}, {self.noise}."
+            )
+        if self.variant == "line" and self.noise == "independent":
+            raise RiskError(
+                "No bar is known for means of trials along lines. Take variant homothety, or noise adversarial."
             )
 
     @property
@@ -101,7 +103,7 @@ class LocalAffine:
     def mitigate(
         self,
         model: BlackBox,
-        samples: tuple[Float[Tensor, "m n"], Float[Tensor, " m"]] | None = None,
+        samples: Samples | None = None,
         *,
         seed: int = 0,
     ) -> Mitigated:
@@ -109,23 +111,30 @@ class LocalAffine:
 
         Args:
             model: (batch, n) to (batch,).
-            samples: clean rows (x, y) on which epsilon is certified or refuted; None leaves it assumed.
+            samples: clean rows (x, y), (m, n) and (m,), on which epsilon is certified or refuted; None leaves it assumed.
             seed: of the mitigator's coins. Draw it after the model is fixed and keep it from whoever chooses the inputs.
 
         """
         ray, n = self.ray, self.domain.n
+        rows = None if samples is None else clean_rows(samples, n)
         bar, group = self._noise_bar(ray) if self.noise == "independent" else (None, None)
-        answer = LocalAnswer(
-            Oracle(model), self.domain, ray, self.repeats, self.delta,
-            seed=seed, failure=self.failure, kinds=_KINDS[self.variant], groups_of=group,
-        )  # fmt: skip
+        oracle = Oracle(model)
+
+        def answer_of(seed: int) -> LocalAnswer:
+            return LocalAnswer(
+                oracle, self.domain, ray, self.repeats, self.delta,
+                seed=seed, failure=self.failure, kinds=_KINDS[self.variant], groups_of=group,
+            )  # fmt: skip
+
         width = ray.amplification * self.delta if bar is None else bar
+        if self.variant == "line":
+            width = line_bar(n, self.repeats, self.epsilon, self.delta, self.failure)
         advice = advise(
-            "affine", n, samples=0 if samples is None else len(samples[0]), epsilon=self.epsilon, delta=self.delta,
+            "affine", n, samples=0 if rows is None else len(rows.x), epsilon=self.epsilon, delta=self.delta,
             failure=self.failure, bars=width,
         )  # fmt: skip
         method = f"LocalAffine(variant={self.variant!r}, noise={self.noise!r}) on {type(self.domain).__name__}({n})"
-        return Mitigated(answer, local_card(method, answer, 1, self.epsilon, samples, advice, noise_bar=bar))
+        return local_model(method, answer_of, seed, 1, self.epsilon, rows, advice, noise_bar=bar)
 
     def _ray(self, bad: float) -> Ray:
         """rho^-n + 1 = q / epsilon."""

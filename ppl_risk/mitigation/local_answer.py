@@ -18,7 +18,7 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.stats import binom
 from torch import Tensor, nn
 
@@ -27,6 +27,8 @@ from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.mitigated import Oracle
 from ppl_risk.mitigation.rays import Ray
 from ppl_risk.mitigation.robust_mean import mean_of_medians
+from ppl_risk.mitigation.wanted import coins as coins_of
+from ppl_risk.mitigation.wanted import rows_in
 
 #: Numbers held at once.
 NUMBERS = 2**23
@@ -96,7 +98,7 @@ class LocalAnswer(nn.Module):
         groups_of: int | None = None,
     ) -> None:
         super().__init__()
-        generator = torch.Generator().manual_seed(seed)
+        generator = coins_of(seed)
         self.oracle, self.domain, self.ray, self.repeats, self.delta = oracle, domain, ray, repeats, delta
         self.failure, self.kinds, self.groups_of = failure, kinds, groups_of
         self.register_buffer("anchors", domain.sample(repeats, generator))
@@ -112,13 +114,20 @@ class LocalAnswer(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """The answers, float64."""
-        rows = max(1, NUMBERS // (self.repeats * self.domain.n))
-        return torch.cat([self._centre(self.trials(part).values) for part in x.double().split(rows)])
+        return torch.cat([self._centre(self.trials(part).values) for part in self._parts(x)])
 
     def examine(self, x: Float[Tensor, "batch n"]) -> Examined:
         """Answers with their bars, and what the spread of the trials says of the premise at each input."""
-        parts = [self._examine(part) for part in x.double().split(max(1, NUMBERS // (self.repeats * self.domain.n)))]
+        parts = [self._examine(part) for part in self._parts(x)]
         return Examined(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def suits(self, x: Float[Tensor, "batch n"]) -> Bool[Tensor, "kinds batch"]:
+        """For which inputs each of the kinds allowed is right."""
+        inside = self.domain.contains(x, 1e-6)
+        # The density of an antipodal point is at most alpha^-n, as that of the nearest homothetic one is rho^-n.
+        central = inside & (self.domain.depth(x) >= self.ray.nodes[0])
+        right = {"antipodal": central, "homothety": inside, "line": torch.ones_like(inside)}
+        return torch.stack([right[kind] for kind in self.kinds])
 
     def trials(self, x: Float[Tensor, "batch n"]) -> Trials:
         """One value a trial, from points that suit the input.
@@ -127,15 +136,11 @@ class LocalAnswer(nn.Module):
             RiskError: for inputs that none of the kinds allowed is right for.
 
         """
-        inside = self.domain.contains(x, 1e-6)
-        # The density of an antipodal point is at most alpha^-n, as that of the nearest homothetic one is rho^-n.
-        central = inside & (self.domain.depth(x) >= self.ray.nodes[0])
-        right = {"antipodal": central, "homothety": inside, "line": torch.ones_like(inside)}
-        shape = (len(x), self.repeats)
+        suited, shape = self.suits(x), (len(x), self.repeats)
         values, magnified = (torch.zeros(shape, dtype=torch.float64, device=x.device) for _ in range(2))
-        left = torch.ones_like(inside)
-        for kind in self.kinds:
-            rows = left & right[kind]
+        left = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        for kind, right in zip(self.kinds, suited, strict=True):
+            rows = left & right
             if bool(rows.any()):
                 values[rows], magnified[rows] = _TRIALS[kind](self, x[rows])
             left &= ~rows
@@ -145,6 +150,9 @@ class LocalAnswer(nn.Module):
                 f'{self.domain}, or too near its edge. For an affine truth LocalAffine(variant="auto") takes any input.'
             )
         return Trials(values, magnified)
+
+    def _parts(self, x: Tensor) -> tuple[Tensor, ...]:
+        return rows_in(x, self.domain.n).double().split(max(1, NUMBERS // (self.repeats * self.domain.n)))
 
     def _centre(self, values: Tensor) -> Tensor:
         if self.groups_of is None:

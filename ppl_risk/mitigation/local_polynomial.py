@@ -23,17 +23,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
-
-from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import advise
+from ppl_risk.mitigation.clean_rows import Samples, clean_rows
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.local_answer import LocalAnswer
-from ppl_risk.mitigation.local_card import local_card
+from ppl_risk.mitigation.local_card import local_model, require_local
 from ppl_risk.mitigation.majority import largest_bad_share
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
 from ppl_risk.mitigation.rays import Ray, ray_of
+from ppl_risk.mitigation.wanted import whole
 
 
 @dataclass(frozen=True)
@@ -67,10 +65,8 @@ class LocalPolynomial:
     failure: float = 1e-3
 
     def __post_init__(self) -> None:
-        if self.degree < 0 or not 0 < self.epsilon < 0.5 or self.delta < 0:
-            raise RiskError(
-                f"Wanted degree >= 0, epsilon in (0, 0.5), delta >= 0; got {self.degree}, {self.epsilon}, {self.delta}."
-            )
+        whole("degree", self.degree, least=0)
+        require_local(self.domain, self.epsilon, self.delta, self.repeats, self.failure)
 
     @property
     def ray(self) -> Ray:
@@ -80,7 +76,7 @@ class LocalPolynomial:
     def mitigate(
         self,
         model: BlackBox,
-        samples: tuple[Float[Tensor, "m n"], Float[Tensor, " m"]] | None = None,
+        samples: Samples | None = None,
         *,
         seed: int = 0,
     ) -> Mitigated:
@@ -88,15 +84,19 @@ class LocalPolynomial:
 
         Args:
             model: (batch, n) to (batch,).
-            samples: clean rows (x, y) on which epsilon is certified or refuted; None leaves it assumed.
+            samples: clean rows (x, y), (m, n) and (m,), on which epsilon is certified or refuted; None leaves it assumed.
             seed: of the mitigator's coins. Draw it after the model is fixed and keep it from whoever chooses the inputs.
 
         """
+        rows = None if samples is None else clean_rows(samples, self.domain.n)
         oracle, ray = Oracle(model), self.ray
-        answer = LocalAnswer(oracle, self.domain, ray, self.repeats, self.delta, seed=seed, failure=self.failure)
+
+        def answer_of(seed: int) -> LocalAnswer:
+            return LocalAnswer(oracle, self.domain, ray, self.repeats, self.delta, seed=seed, failure=self.failure)
+
         method = f"LocalPolynomial(degree={self.degree}) on {type(self.domain).__name__}({self.domain.n})"
         advice = advise(
-            "polynomial", self.domain.n, degree=max(self.degree, 1), samples=0 if samples is None else len(samples[0]),
+            "polynomial", self.domain.n, degree=max(self.degree, 1), samples=0 if rows is None else len(rows.x),
             epsilon=self.epsilon, delta=self.delta, failure=self.failure, bars=ray.amplification * self.delta,
         )  # fmt: skip
-        return Mitigated(answer, local_card(method, answer, self.degree, self.epsilon, samples, advice))
+        return local_model(method, answer_of, seed, self.degree, self.epsilon, rows, advice)

@@ -18,8 +18,8 @@ from typing import NamedTuple
 from scipy.optimize import brentq
 from scipy.stats import binom
 
-from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.card import Premise
+from ppl_risk.mitigation.wanted import number, whole
 from ppl_risk.risk_estimate import clopper_pearson
 
 #: One-sided, of each certificate and of each refusal.
@@ -52,8 +52,8 @@ def largest_bad_share(repeats: int, failure: float) -> float:
         0.221
 
     """
-    if repeats < 1 or not 0 < failure < 0.5:
-        raise RiskError(f"Wanted repeats >= 1 and failure in (0, 0.5), got {repeats} and {failure}.")
+    whole("repeats", repeats, least=1)
+    number("failure", failure, 0.0, 0.5)
     goal = math.log(failure)
     if log_failure(repeats, LARGEST_SHARE) <= goal:
         return LARGEST_SHARE
@@ -69,7 +69,7 @@ class Share(NamedTuple):
     high: float
 
 
-def share_of(misses: int, rows: int) -> Share:
+def share_of(misses: int, rows: int, confidence: float = CONFIDENCE) -> Share:
     """Clopper-Pearson bounds, each one-sided.
 
     Example:
@@ -77,7 +77,7 @@ def share_of(misses: int, rows: int) -> Share:
         0.00459
 
     """
-    low, high = clopper_pearson(misses, rows, 2 * CONFIDENCE - 1)
+    low, high = clopper_pearson(misses, rows, 2 * confidence - 1)
     return Share(misses, rows, math.exp(low), math.exp(high))
 
 

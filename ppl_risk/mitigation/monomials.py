@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ppl_risk.errors import RiskError
+from ppl_risk.mitigation.wanted import rows_in
 
 #: Most monomial values in one batch of an answer.
 BATCH = 2**24
@@ -65,6 +66,7 @@ class Polynomial(nn.Module):
     Args:
         index: (p, d), as of `monomial_index`.
         coefficients: (p,).
+        n: numbers a row, where other widths are to be refused.
 
     Raises:
         RiskError: if there is not one coefficient a monomial.
@@ -78,15 +80,24 @@ class Polynomial(nn.Module):
     index: Tensor
     coefficients: Tensor
 
-    def __init__(self, index: Int[Tensor, "p d"], coefficients: Float[Tensor, " monomials"]) -> None:
+    def __init__(
+        self, index: Int[Tensor, "p d"], coefficients: Float[Tensor, " monomials"], n: int | None = None
+    ) -> None:
         super().__init__()
         if coefficients.shape != index.shape[:1]:
             raise RiskError(f"Wanted one coefficient a monomial, got {tuple(coefficients.shape)} for {len(index)}.")
+        self.n = n
         self.register_buffer("index", index)
         self.register_buffer("coefficients", coefficients.double())
         self.eval()
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
-        """The values."""
+        """The values.
+
+        Raises:
+            RiskError: for anything but rows (batch, n) of finite numbers.
+
+        """
         rows = max(1, BATCH // len(self.coefficients))
-        return torch.cat([monomials(part, self.index) @ self.coefficients for part in x.double().split(rows)])
+        inputs = rows_in(x, self.n).double()
+        return torch.cat([monomials(part, self.index) @ self.coefficients for part in inputs.split(rows)])

@@ -29,12 +29,12 @@ from torch import Tensor
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import ROWS_PER_COEFFICIENT, advise
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
+from ppl_risk.mitigation.clean_rows import Samples, clean_rows
 from ppl_risk.mitigation.domains import Domain
 from ppl_risk.mitigation.mitigated import BlackBox, Mitigated, Oracle
 from ppl_risk.mitigation.monomials import Polynomial, monomial_index, monomials
+from ppl_risk.mitigation.wanted import coins, number, whole
 
-#: Labelled rows: inputs (m, n) and labels (m,).
-Samples = tuple[Float[Tensor, "m n"], Float[Tensor, " m"]]
 #: Where Huber's loss turns from square to straight, in scales.
 TURN = 1.345
 #: Most numbers in a matrix of monomials: 2 GiB.
@@ -73,15 +73,15 @@ def relearn_polynomial(samples: Samples, degree: int, *, ridge: float | None = N
         [0.0, 0.0, 0.0, 0.0, 1.0, 0.0]
 
     """
-    x, y = samples
-    if x.dim() != 2 or y.shape != x.shape[:1] or len(x) == 0 or degree < 1:
+    whole("degree", degree, least=1)
+    rows = clean_rows(samples)
+    x, y = rows.x, rows.y
+    if rows.tested():
         raise RiskError(
-            f"Wanted rows (m, n), labels (m,), degree >= 1; got {tuple(x.shape)}, {tuple(y.shape)}, {degree}."
+            f"The clean rows hold NaN or infinity: {rows.given - len(x):,} of {rows.given:,}. Leave those rows out."
         )
-    if not bool(torch.isfinite(x).all() and torch.isfinite(y).all()):
-        raise RiskError("The clean rows hold NaN or infinity. Leave those rows out.")
-    if ridge is not None and not 0 <= ridge < math.inf:
-        raise RiskError(f"ridge must be None, 0 for the fit of least norm, or positive; got {ridge}.")
+    if ridge is not None:
+        number("ridge, None or 0 for the fit of least norm,", ridge, 0.0, with_low=True)
     m, n = x.shape
     p = math.comb(n + degree, degree)
     if m * p > LARGEST:
@@ -116,7 +116,7 @@ def relearn_polynomial(samples: Samples, degree: int, *, ridge: float | None = N
     left = f"residual {residual:.3g} root mean square" if m > rank else "no row is left to see a residual"
     name = "affine" if degree == 1 else f"of degree {degree}"
     return Mitigated(
-        Polynomial(index, w),
+        Polynomial(index, w, n),
         GuaranteeCard(
             method=f"relearn: least squares {name} on {n} inputs",
             covers=(
@@ -159,17 +159,19 @@ def relearn_affine_robust(model: BlackBox, domain: Domain, *, queries: int | Non
         [0.0, 1.0, 1.0]
 
     """
+    if not isinstance(domain, Domain):
+        raise RiskError(f"domain must be a set such as Ball(20), got {domain!r}.")
     n = domain.n
-    count = ROWS_PER_COEFFICIENT * (n + 1) if queries is None else queries
+    count = ROWS_PER_COEFFICIENT * (n + 1) if queries is None else whole("queries", queries, least=1)
     if count < 2 * (n + 1):
         raise RiskError(f"A robust fit of {n + 1} coefficients wants at least {2 * (n + 1)} queries, got {count}.")
     oracle, index = Oracle(model), monomial_index(n, 1)
-    x = domain.sample(count, torch.Generator().manual_seed(seed))
+    x = domain.sample(count, coins(seed))
     y = oracle(x)
     w, scale, rounds = huber(monomials(x, index), y)
     far = float((y - monomials(x, index) @ w).abs().gt(3 * scale).double().mean())
     return Mitigated(
-        Polynomial(index, w),
+        Polynomial(index, w, n),
         GuaranteeCard(
             method=f"relearn: Huber's fit to {count:,} answers of the model on {type(domain).__name__}({n})",
             covers=(

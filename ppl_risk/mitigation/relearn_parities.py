@@ -18,17 +18,14 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.advice import LARGEST_TRANSFORM, advise, rows_for_parities
 from ppl_risk.mitigation.card import GuaranteeCard, Premise
+from ppl_risk.mitigation.clean_rows import CleanRows, Samples, clean_rows, uniform_bits
 from ppl_risk.mitigation.fourier_series import FourierSeries, walsh_hadamard
 from ppl_risk.mitigation.mitigated import Mitigated
-
-#: Labelled rows: inputs (m, n) of +-1 and labels (m,).
-Samples = tuple[Float[Tensor, "m n"], Float[Tensor, " m"]]
+from ppl_risk.mitigation.wanted import number, rows_in, whole
 
 
 def relearn_parities(
@@ -54,36 +51,43 @@ def relearn_parities(
         FourierSeries(+1.000 chi[1, 4])
 
     """
-    x, y = samples
-    n = x.shape[-1] if n is None else n
+    number("tau", tau, 0.0)
+    number("failure", failure, 0.0, 1.0)
+    number("bound", bound, 0.0)
+    rows = clean_rows(samples, None if n is None else whole("n", n, least=1))
+    if rows.tested():
+        raise RiskError(f"{rows.tested()[0].evidence.capitalize()}. Leave those rows out.")
+    x, y, n = rows.x, rows.y, rows.x.shape[1]
     if n > LARGEST_TRANSFORM:
         raise RiskError(
             f"Relearning parities on {n} bits wants all 2^{n} coefficients, {8 * 2.0**n / 2**30:.3g} GiB and {n} passes over them; "
             f"{LARGEST_TRANSFORM} bits are the most. From rows alone this is learning parity with noise: ask the model, by "
             "GlobalFourier."
         )
-    if x.dim() != 2 or x.shape[1] != n or y.shape != x.shape[:1] or len(x) == 0 or not bool((x.abs() == 1).all()):
-        raise RiskError(f"Wanted rows (m, {n}) of +-1 and labels (m,), got {tuple(x.shape)} and {tuple(y.shape)}.")
-    if not (0 < tau <= bound and 0 < failure < 1) or not bool((y.abs() <= bound).all()):
+    rows_in(x, n, bits=True, what="Clean rows")
+    if tau > bound or not bool((y.abs() <= bound).all()):
         raise RiskError(
-            f"Wanted 0 < tau <= bound, failure in (0, 1) and labels within the bound; got tau {tau}, failure {failure}, bound "
-            f"{bound}, largest label {float(y.abs().amax()):.3g}."
+            f"Wanted tau <= bound and labels within the bound; got tau {tau}, bound {bound}, largest "
+            f"label {float(y.abs().amax()):.3g}."
         )
     place = (x < 0).long() @ (1 << torch.arange(n))
     sums = torch.zeros(2**n, dtype=torch.float64).index_add_(0, place, y.double())
     coefficients = walsh_hadamard(sums) / len(x)
     kept = (coefficients.abs() >= tau / 2).nonzero().flatten()
     sets = (kept[:, None] >> torch.arange(n)) & 1 > 0
-    series = FourierSeries(sets, coefficients[kept])
-    return Mitigated(series, _card(n, len(x), len(kept), tau, failure, bound))
+    series = FourierSeries(sets, coefficients[kept], bits=True)
+    return Mitigated(series, _card(rows, len(kept), tau, failure, bound))
 
 
-def _card(n: int, m: int, k: int, tau: float, failure: float, bound: float) -> GuaranteeCard:
+def _card(rows: CleanRows, k: int, tau: float, failure: float, bound: float) -> GuaranteeCard:
+    m, n = rows.x.shape
+    law = uniform_bits(rows)
     missed = math.exp(min(0.0, (n + 1) * math.log(2) - m * (tau / bound) ** 2 / 8))
     wanted = rows_for_parities(n, tau / bound, failure)
     premises = (
         Premise("rows enough to find the sets", missed <= failure, f"{m:,} clean rows, {wanted:,} wanted"),
-        Premise("rows are clean and uniform", None, "they are taken as given"),
+        Premise("rows are clean", None, "they are taken as given"),
+        law,
         Premise(f"every coefficient is 0 or > {tau:g}", None, f"{k} found at {tau / 2:g} or more"),
     )
     return GuaranteeCard(
@@ -98,6 +102,6 @@ def _card(n: int, m: int, k: int, tau: float, failure: float, bound: float) -> G
         queries=0,
         samples=m,
         advice=advise("parities", n, samples=m, tau=tau / bound, failure=failure),
-        remedy=f"Give {wanted:,} clean rows.",
+        remedy="Give clean rows of uniform bits." if law.holds is False else f"Give {wanted:,} clean rows.",
         details={"coefficients": float(k)},
     )

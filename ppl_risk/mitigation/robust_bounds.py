@@ -22,8 +22,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from ppl_risk.errors import RiskError
-from ppl_risk.mitigation.robust_mean import Tail, group_failure, group_size
+from ppl_risk.mitigation.robust_mean import Tail, checked_group, group_failure, group_size
+from ppl_risk.mitigation.wanted import number, whole
 
 
 @dataclass(frozen=True)
@@ -86,11 +86,12 @@ def mean_of_medians_bars(
         '43 0.204 0.0101 0.1053 1.8e-06'
 
     """
-    if not (width > 0 and math.isfinite(width)):
-        raise RiskError(f"The bars need a finite half-width > 0, got {width:g}.")
+    number("width, the half-width of the good values,", width, 0.0)
+    number("The failure probability", failure, 0.0, 1.0)
+    number("Corruption", corruption, 0.0, 0.5, with_low=True)
+    whole("count", count, least=1)
     size = group_size(count, corruption, failure, tail=tail) if group is None else group
-    if not 1 <= size <= count or size % 2 == 0:
-        raise RiskError(f"A group must be odd and of 1 to {count} values, as many as there are; got {size}.")
+    checked_group(size, count)
     return MedianBars(
         group=size,
         groups=count // size,

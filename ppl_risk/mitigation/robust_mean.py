@@ -24,6 +24,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from ppl_risk.errors import RiskError
+from ppl_risk.mitigation.wanted import coins, number, tensor_of, whole
 
 #: How the chance of a bad majority is bounded: exp(-2 k (1/2 - p)^2), or by the binomial law itself.
 Tail = Literal["hoeffding", "binomial"]
@@ -62,9 +63,7 @@ def mean_of_medians(
     _check(corruption, failure)
     count = values.shape[-1]
     size = group_size(count, corruption, failure, tail=tail) if group is None else group
-    if not 1 <= size <= count or size % 2 == 0:
-        raise RiskError(f"A group must be odd and of 1 to {count} values, as many as there are; got {size}.")
-    return _blocks(values, size, seed).median(-1).values.mean(-1)
+    return _blocks(values, checked_group(size, count), seed).median(-1).values.mean(-1)
 
 
 def median_of_means(
@@ -81,7 +80,7 @@ def median_of_means(
 
     """
     values = finite_values(values)
-    if not 1 <= block <= values.shape[-1]:
+    if not 1 <= whole("block", block) <= values.shape[-1]:
         raise RiskError(f"A block must be of 1 to {values.shape[-1]} values, as many as there are; got {block}.")
     return median(_blocks(values, block, seed).mean(-1))
 
@@ -137,8 +136,9 @@ def group_size(count: int, corruption: float, failure: float = 1e-6, *, tail: Ta
 
     """
     _check(corruption, failure)
-    if count < 1:
+    if whole("count", count) < 1:
         raise RiskError(f"Groups need at least one value, got {count}.")
+    _require_tail(tail)
     # No larger k is ever needed: dividing by k helps, and the binomial tail is below Hoeffding's.
     enough = math.ceil(math.log(max(count / failure, 1.0)) / (2 * (0.5 - corruption) ** 2)) | 1
     sizes = np.arange(1, min(enough, count) + 1, 2)
@@ -164,6 +164,9 @@ def group_failure(count: int, corruption: float, group: int, *, tail: Tail = "ho
 
     """
     _check(corruption, 0.5)
+    whole("count", count, least=1)
+    whole("group", group, least=1)
+    _require_tail(tail)
     return math.exp(min(float(_log_group_failure(count, corruption, np.array([group]), tail)[0]), 0.0))
 
 
@@ -174,7 +177,7 @@ def finite_values(values: Tensor) -> Tensor:
         RiskError: if there are none, or one is not finite.
 
     """
-    values = torch.as_tensor(values, dtype=torch.float64)
+    values = tensor_of("Values", values).double()
     if values.dim() < 1 or not values.shape[-1]:
         raise RiskError(f"A mean needs at least one value along the last axis, got shape {tuple(values.shape)}.")
     if not bool(torch.isfinite(values).all()):
@@ -192,13 +195,29 @@ def _blocks(values: Tensor, size: int, seed: int | None) -> Tensor:
     count = values.shape[-1]
     used = count // size * size
     if seed is not None:
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:used]
+        order = torch.randperm(count, generator=coins(seed))[:used]
         values = values[..., order.to(values.device)]
     return values[..., :used].unflatten(-1, (used // size, size))
 
 
+def checked_group(group: int, count: int) -> int:
+    """The size of a group.
+
+    Raises:
+        RiskError: unless odd and of 1 to `count` values.
+
+    """
+    if not 1 <= whole("group", group) <= count or group % 2 == 0:
+        raise RiskError(f"A group must be odd and of 1 to {count} values, as many as there are; got {group}.")
+    return group
+
+
+def _require_tail(tail: str) -> None:
+    if tail not in ("hoeffding", "binomial"):
+        raise RiskError(f'tail must be "hoeffding" or "binomial", got {tail!r}.')
+
+
 def _check(corruption: float, failure: float) -> None:
-    if not 0 <= corruption < 0.5:
-        raise RiskError(f"Corruption must be in [0, 1/2): no mean stands a bad majority. Got {corruption:g}.")
-    if not 0 < failure < 1:
+    number("Corruption (no mean stands a bad majority)", corruption, 0.0, 0.5, with_low=True)
+    if not 0 < number("failure", failure) < 1:
         raise RiskError(f"The failure probability must be between 0 and 1, got {failure:g}.")

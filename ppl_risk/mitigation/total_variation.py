@@ -32,6 +32,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppl_risk.errors import RiskError
+from ppl_risk.mitigation.wanted import function, number, one_number, whole
 from ppl_risk.randomness import child_seeds
 from ppl_risk.risk_estimate import clopper_pearson
 
@@ -116,8 +117,13 @@ def fingerprint(output: Any, resolution: float) -> Hashable:
     if isinstance(output, Tensor):
         plain = output.detach().cpu().contiguous()
         if plain.is_floating_point():
-            # Adding 0 makes -0 the same as 0.
-            plain = (plain if resolution == 0 else (plain.double() / resolution).round()) + 0
+            if not bool(torch.isfinite(plain).all()):
+                raise RiskError(
+                    "An output holds NaN or infinity, which agrees with nothing: no two runs can be compared."
+                )
+            # Adding 0 makes -0 the same as 0; numbers too large to be divided by the resolution stay as they are.
+            rounded = plain.double() if resolution == 0 else (plain.double() / resolution).round()
+            plain = (plain if resolution == 0 else torch.where(torch.isfinite(rounded), rounded, plain.double())) + 0
         return str(plain.dtype), tuple(plain.shape), plain.numpy().tobytes()
     if isinstance(output, tuple | list):
         return tuple(fingerprint(part, resolution) for part in output)
@@ -156,9 +162,8 @@ def total_variation_test(
         total variation <= 0.0037 with 97.5 % confidence: 0 of 1,000 coupled runs differ, to 1e-09
 
     """
-    _require(runs, confidence)
-    if not resolution >= 0:
-        raise RiskError(f"resolution must be 0 or positive, got {resolution}.")
+    _require(first, second, runs, confidence, seed)
+    number("resolution", resolution, 0.0, with_low=True)
     print_of = partial(fingerprint, resolution=resolution)
     if coupled:
         differing = sum(print_of(first(s)) != print_of(second(s)) for s in child_seeds(seed, runs))
@@ -198,12 +203,10 @@ def distinguisher_advantage(
         advantage 1, at least 0.963 with 97.5 % confidence: 200 of 200 outputs told apart; total variation is no less
 
     """
-    _require(runs, confidence, least=4)
+    _require(first, second, runs, confidence, seed, least=4)
     seeds = child_seeds(seed, 2 * runs + 1)
     half = runs // 2
-    numbers = (
-        _flat if statistic is None else lambda output: torch.tensor([float(statistic(output))], dtype=torch.float64)
-    )
+    numbers = _flat if statistic is None else lambda output: _flat(one_number("statistic", statistic(output)))
     ones = _stack([numbers(first(s)) for s in seeds[:half]])
     twos = _stack([numbers(second(s)) for s in seeds[half : 2 * half]])
     direction = _direction(ones, twos)
@@ -216,9 +219,12 @@ def distinguisher_advantage(
     return Advantage(runs, correct, 2 * correct / runs - 1, max(0.0, 2 * low - 1), confidence)
 
 
-def _require(runs: int, confidence: float, least: int = 1) -> None:
-    if runs < least or not 0.5 < confidence < 1:
-        raise RiskError(f"Wanted runs >= {least} and confidence in (0.5, 1), got {runs} and {confidence}.")
+def _require(first: Any, second: Any, runs: Any, confidence: Any, seed: Any, least: int = 1) -> None:
+    function("first", first, "a seed to an output")
+    function("second", second, "a seed to an output")
+    whole("runs", runs, least=least)
+    number("confidence", confidence, 0.5, 1.0)
+    whole("seed", seed, least=0)
 
 
 def _upper(hits: int, draws: int, confidence: float) -> float:
@@ -230,7 +236,10 @@ def _flat(output: Any) -> Float[Tensor, " numbers"]:
     if isinstance(output, tuple | list) and output:
         return torch.cat([_flat(part) for part in output])
     if isinstance(output, Tensor | int | float):
-        return torch.as_tensor(output, dtype=torch.float64).detach().flatten()
+        flat = torch.as_tensor(output, dtype=torch.float64).detach().flatten()
+        if not bool(torch.isfinite(flat).all()):
+            raise RiskError("An output holds NaN or infinity: nothing can be learned from it. Give a statistic of it.")
+        return flat
     raise RiskError(f"An output of type {type(output).__name__} is not made of numbers: give a statistic of it.")
 
 

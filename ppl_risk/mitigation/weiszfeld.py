@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.robust_mean import finite_values, median
+from ppl_risk.mitigation.wanted import number, whole
 
 #: Of the mean curvature, added to Newton's where the points lie on a line.
 RIDGE = 1e-12
@@ -43,6 +44,8 @@ def geometric_median(
 
     """
     points = finite_values(points)
+    number("tolerance", tolerance, 0.0)
+    whole("iterations", iterations, least=1)
     if points.dim() < 2 or 0 in points.shape:
         raise RiskError(f"Wanted points (..., n, d), got shape {tuple(points.shape)}.")
     if points.shape[-1] == 1:

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import torch
 
 from ppl_risk.errors import RiskError
-from ppl_risk.parallel.loop import Failure, Work
+from ppl_risk.parallel.loop import Failure, Work, first_line
 from ppl_risk.parallel.parcel import Parcel, pack, run_packed
 from ppl_risk.parallel.plan import Unit
+from ppl_risk.parallel.workers import answers, at_work, free, limit_of_a_unit, same_library
 
 #: How often a unit that failed among others is tried alone.
 ALONE = 3
@@ -39,7 +41,7 @@ def on_cluster(
             raise RiskError(
                 f"The cluster had no worker for {WORKERS} seconds. Start some (`dask worker ADDRESS --nthreads 1`) and call again."
             )
-        _same_versions(client)
+        same_library(client, WORKERS)
         sender = _Sender(client, parcel)
         failures = sender.run(todo, done, 1)
         for tries in range(2, ALONE + 2):
@@ -74,20 +76,27 @@ class _Sender:
 
     def run(self, units: Sequence[Unit], done: Callable[[Unit, str], None], tries: int) -> list[Failure]:
         """Run units together; those that failed, with what they raised."""
-        from distributed import as_completed
         from distributed.client import CancelledError
 
         try:
             shared = self.send()
         except (OSError, KeyError) as error:
             return [Failure(unit, error, tries) for unit in units]
-        dtype, pending = torch.get_default_dtype(), {}
+        dtype, pending, finished = torch.get_default_dtype(), {}, SimpleQueue()
         for unit in units:
             key = f"{unit.key}-{self.token}-{tries}"
-            pending[self.client.submit(run_packed, shared, unit, dtype, key=key, pure=False)] = unit
-        failures = []
+            future = self.client.submit(run_packed, shared, unit, dtype, self.token, key=key, pure=False)
+            pending[future] = unit
+            future.add_done_callback(finished.put)
+        failures, limit = [], limit_of_a_unit()
         try:
-            for future in as_completed(list(pending), loop=self.client.loop):
+            while pending:
+                try:
+                    future = finished.get(timeout=limit)
+                except Empty:
+                    late = TimeoutError(f"no unit finished in {limit} s, the limit set by unit_limit")
+                    failures += [Failure(unit, late, tries) for unit in pending.values()]
+                    break
                 unit = pending.pop(future)
                 try:
                     text = future.result()
@@ -98,8 +107,16 @@ class _Sender:
                 else:
                     done(unit, text)
         finally:
-            self.client.cancel(list(pending))  # empty, unless something stopped the loop
+            if pending:  # something stopped the loop
+                self.leave(list(pending))
         return failures
+
+    def leave(self, pending: list[Any]) -> None:
+        """Give units up, and their workers back."""
+        suspects = at_work(self.client, [future.key for future in pending])
+        self.client.cancel(pending)
+        if wrong := free(self.client, self.token, suspects):
+            warnings.warn(wrong, RuntimeWarning, stacklevel=2)
 
 
 @contextmanager
@@ -118,11 +135,12 @@ def _client(engine: Any) -> Iterator[Any]:
             f"{type(engine).__name__}."
         )
     try:
+        answers(engine, CONNECT)
         client = Client(engine, timeout=CONNECT, set_as_default=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # whatever listens there may say anything
         raise RiskError(
-            f"No scheduler answers at {engine} ({type(error).__name__}: {error}). Start one with `dask scheduler` and workers with "
-            "`dask worker ADDRESS --nthreads 1`, or leave engine out."
+            f"No scheduler answers at {engine} ({type(error).__name__}: {first_line(error)}). Start one with "
+            "`dask scheduler` and workers with `dask worker ADDRESS --nthreads 1`, or leave engine out."
         ) from error
     with client:
         yield client
@@ -135,21 +153,3 @@ def _workers_come(client: Any) -> bool:
     except OSError:  # TimeoutError is one
         return False
     return True
-
-
-def _versions() -> tuple[str, str]:
-    return torch.__version__.split("+")[0], version("ppl-risk")
-
-
-def _same_versions(client: Any) -> None:
-    """Another torch gives other bits, another ppl_risk perhaps another method."""
-    for worker, found in client.run(_versions, on_error="return").items():
-        if isinstance(found, ImportError):
-            raise RiskError(
-                f"Worker {worker} cannot import ppl_risk ({found}). Give workers the environment you run in."
-            )
-        if not isinstance(found, Exception) and found != _versions():
-            raise RiskError(
-                f"Worker {worker} has torch and ppl_risk {' and '.join(found)}, here they are {' and '.join(_versions())}: results "
-                "would not be the same. Give workers the environment you run in."
-            )

@@ -16,8 +16,9 @@ import torch
 from tqdm.auto import tqdm
 
 from ppl_risk.errors import RiskError, UnitFailedError
+from ppl_risk.parallel.journal import Journal, Sound, folder_of
 from ppl_risk.parallel.plan import Unit
-from ppl_risk.parallel.records import Journal, Record, read, write
+from ppl_risk.parallel.records import Record, read, write
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 
@@ -44,6 +45,7 @@ def run_units(
     folder: str | Path | None = None,
     progress: bool = True,
     note: Callable[[dict[str, Any]], str] | None = None,
+    sound: Sound | None = None,
 ) -> list[dict[str, Any]]:
     """Results of all units, in order of index, whatever ran them.
 
@@ -53,12 +55,14 @@ def run_units(
         plan: from `plan_units`. work: the unit's function. shared: a problem, or a tuple that holds one; sent to workers once.
         engine: None for a loop in this process; a `dask.distributed.Client`, which stays open; or a scheduler's address
             ("tcp://host:8786"). One unit at a time runs in a worker process: start workers with one thread each.
-        folder: where `units.jsonl` keeps finished units; they are not run again. progress: show a bar of finished units.
+        folder: where `units.jsonl` keeps finished units; they are not run again. Default that of `units_folder`, if any.
+        progress: show a bar of finished units.
         note: what the bar says of a result.
+        sound: (unit, result read from the folder) -> whether this is what the unit returns; if not, it is run again.
 
     Raises:
         UnitFailedError: a unit failed however often it was tried; all others are finished. RiskError: raised by a unit (at
-            once), no cluster, or a problem that cannot be sent there.
+            once), no cluster, a problem that cannot be sent there, or a folder that cannot be written to.
 
     Example:
         >>> from ppl_risk.parallel import plan_units
@@ -68,11 +72,13 @@ def run_units(
     """
     if len({unit.key for unit in plan}) < len(plan):
         raise RiskError("Two units of the plan have the same key: plan them in one call of plan_units.")
-    journal, problems = Journal(folder), problems_in(shared)
-    found = journal.finished(plan)
+    journal, problems = Journal(folder_of(folder)), problems_in(shared)
+    found = journal.finished(plan, len(problems), sound)
     for record in found.values():
         _book(problems, record)
     todo = [unit for unit in plan if unit.key not in found]
+    if todo:
+        journal.prepare()
     label = plan[0].method if plan else "units"
     with tqdm(total=len(plan), initial=len(found), disable=not progress, desc=label, unit="unit") as bar:
 
@@ -104,7 +110,8 @@ def _loop(todo: Sequence[Unit], work: Work, shared: Any, done: Callable[[Unit, s
         again, failures = todo if tries == 1 else [f.unit for f in failures], []
         for unit in again:
             try:
-                text = execute(work, shared, unit, torch.get_default_dtype())
+                with undone_if_it_fails(problems_in(shared)):
+                    text = execute(work, shared, unit, torch.get_default_dtype())
             except RiskError:
                 raise
             except Exception as error:
@@ -143,6 +150,19 @@ def problems_in(shared: Any) -> list[RiskProblem]:
     return [entry for entry in entries if isinstance(entry, RiskProblem)]
 
 
+@contextmanager
+def undone_if_it_fails(problems: Sequence[RiskProblem]) -> Iterator[None]:
+    """Calls of a block that raises are taken back: what comes after a second try finds the meters as after a first."""
+    meters = {id(meter): meter for problem in problems for meter in problem._meters}.values()
+    booked = [(meter, meter.forward_calls, meter.gradient_calls) for meter in meters]
+    try:
+        yield
+    except BaseException:
+        for meter, forward, gradient in booked:
+            meter.forward_calls, meter.gradient_calls = forward, gradient
+        raise
+
+
 def _book(problems: Sequence[RiskProblem], record: Record) -> None:
     for problem, (forward, gradient) in zip(problems, record.calls, strict=True):
         problem.book(forward, gradient)
@@ -154,7 +174,7 @@ def _failed(failures: Sequence[Failure], finished: int, total: int, kept: Path |
     cause = (
         f"{type(error).__name__}: its worker is gone (killed, out of memory, or cut off)"
         if lost
-        else f"{type(error).__name__}: {error}"
+        else f"{type(error).__name__}: {first_line(error)}"
     )
     others = ", ".join(str(failure.unit.index) for failure in failures[1:])
     return UnitFailedError(
@@ -168,3 +188,8 @@ def _failed(failures: Sequence[Failure], finished: int, total: int, kept: Path |
         )
         + "No unit is left out, since that would bias the answer."
     )
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the pages that some libraries add to it."""
+    return (str(error).strip().splitlines() or ["no message"])[0][:300]

@@ -20,6 +20,7 @@ import torch
 from ppl_risk.errors import RiskError
 from ppl_risk.parallel.loop import ONE_AT_A_TIME, Work, execute
 from ppl_risk.parallel.plan import Unit, unmetered
+from ppl_risk.parallel.workers import noted
 from ppl_risk.problem import RiskProblem
 
 
@@ -82,9 +83,9 @@ def pack(work: Work, shared: Any) -> Parcel:
             ) from error
 
 
-def run_packed(parcel: Parcel, unit: Unit, dtype: torch.dtype) -> str:
-    """`execute` on a worker."""
-    with ONE_AT_A_TIME:
+def run_packed(parcel: Parcel, unit: Unit, dtype: torch.dtype, call: str) -> str:
+    """`execute` on a worker; `call` names who waits for it."""
+    with ONE_AT_A_TIME, noted(call, unit.key):
         return execute(*parcel.open(), unit, dtype)
 
 

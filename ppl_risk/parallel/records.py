@@ -1,4 +1,4 @@
-"""Results of units as text, bit for bit, and the file that keeps them: `units.jsonl`, a line per finished unit.
+"""Results of units as text, bit for bit: how they travel, and what a line of `units.jsonl` holds.
 
 JSON has neither arrays nor infinities, and Python's own spelling of NaN is no JSON. Those become objects with one `$` key:
 `$array` and `$scalar` (npy bytes), `$tensor` (bytes, type and shape), `$float` (the 8 bytes of a float that is not finite).
@@ -12,10 +12,8 @@ import hashlib
 import io
 import json
 import math
-import os
 import struct
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +21,6 @@ import torch
 from torch import Tensor
 
 from ppl_risk.errors import RiskError
-from ppl_risk.parallel.plan import Unit
 
 
 class Record(NamedTuple):
@@ -108,53 +105,17 @@ def write(result: Mapping[str, Any], calls: Sequence[Sequence[int]]) -> str:
 
 
 def read(text: str) -> Record:
-    """What `write` was given."""
-    found = json.loads(text)
-    return Record(decode(found["result"]), found["calls"])
+    """What `write` was given.
 
-
-def _checksum(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-class Journal:
-    """`units.jsonl` in a folder; without a folder nothing is kept.
-
-    A line is one unit: {"key", "index", "seed", "checksum", "record"}. The file may hold other units and other kinds of lines.
+    Raises:
+        RiskError: the text is a record by its form only: a result without names, or calls that are no counts. Other text
+            raises whatever its decoding does.
     """
-
-    def __init__(self, folder: str | Path | None) -> None:
-        self.path = None if folder is None else Path(folder) / "units.jsonl"
-
-    def finished(self, plan: Sequence[Unit]) -> dict[str, Record]:
-        """Records of the plan's units that are on file, by key. What a stop cut short is removed from the file's end."""
-        if self.path is None or not self.path.exists():
-            return {}
-        raw = self.path.read_bytes()
-        whole = raw.rfind(b"\n") + 1
-        if whole < len(raw):
-            os.truncate(self.path, whole)
-        wanted = {unit.key for unit in plan}
-        found = {}
-        for line in raw[:whole].splitlines():
-            try:
-                kept = json.loads(line)
-                if kept["key"] not in wanted:
-                    continue
-                text = json.dumps(kept["record"])
-                if kept["checksum"] == _checksum(text):
-                    found[kept["key"]] = read(text)
-            except (ValueError, KeyError, TypeError):
-                continue  # no unit, or damaged: then it is simply run again
-        return found
-
-    def add(self, unit: Unit, text: str) -> None:
-        """Append a unit; when this returns it is on the disk."""
-        if self.path is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        head = {"key": unit.key, "index": unit.index, "seed": unit.seed, "checksum": _checksum(text)}
-        with self.path.open("ab") as file:
-            file.write(f'{json.dumps(head)[:-1]}, "record": {text}}}\n'.encode())
-            file.flush()
-            os.fsync(file.fileno())
+    found = json.loads(text)
+    record = Record(decode(found["result"]), found["calls"])
+    counts = [n for pair in record.calls for n in (*pair, len(pair))]
+    if not isinstance(record.result, dict) or not all(type(n) is int and n >= 0 for n in counts) or set(
+        map(len, record.calls)
+    ) - {2}:  # fmt: skip
+        raise RiskError("This is no record of a unit.")
+    return record

@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ppl_risk.comparison import Comparison
+from ppl_risk.arguments import checked
+from ppl_risk.comparison import Comparison, as_comparison, named_estimates, one_estimate
 from ppl_risk.diagnostics.correlations import busiest_units, layer_correlation, layer_draws
 from ppl_risk.errors import RiskError
 from ppl_risk.importance.pareto import USABLE
@@ -28,6 +29,7 @@ def _colour(status: Status) -> str:
     return BAD if status in (Status.NO_HITS, Status.KHAT_HIGH, Status.REFUSED, Status.DEGENERATE) else WEAK
 
 
+@checked(comparison=as_comparison)
 def plot_estimates(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """log10 p of every estimate with its 90 % interval, the truth as a line; an arrow where only a bound is known."""
     ax = ax or plt.subplots(figsize=(7, 0.5 * len(comparison.estimates) + 1.4), layout="constrained")[1]
@@ -64,6 +66,7 @@ def plot_estimates(comparison: Comparison, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked(estimates=named_estimates)
 def plot_survival(estimates: Mapping[str, RiskEstimate], ax: Axes | None = None) -> Axes:
     """Survival curve log10 Pr[margin > t] up to the event at t = 0, for estimates that pass through it."""
     ax = ax or plt.subplots(figsize=(6, 3.6), layout="constrained")[1]
@@ -91,6 +94,7 @@ def plot_survival(estimates: Mapping[str, RiskEstimate], ax: Axes | None = None)
     return ax
 
 
+@checked(estimates=named_estimates)
 def plot_correlations(estimates: Mapping[str, RiskEstimate], most: int = 12) -> Figure:
     """Correlations between units of all layers given catastrophe, one panel an estimate, on the same units.
 
@@ -120,6 +124,7 @@ def plot_correlations(estimates: Mapping[str, RiskEstimate], most: int = 12) -> 
     return figure
 
 
+@checked(comparison=as_comparison)
 def plot_lights(comparison: Comparison, ax: Axes | None = None) -> Axes:
     """Traffic lights of the diagnostics: k-hat, effective draws, relative error, status."""
     ax = ax or plt.subplots(figsize=(5.4, 0.42 * len(comparison.estimates) + 1.0), layout="constrained")[1]
@@ -155,6 +160,7 @@ def _light(value: float, good: float, limit: float, *, smaller: bool, form: str 
     return colour, format(value, form)
 
 
+@checked(comparison=as_comparison)
 def plot_overview(comparison: Comparison) -> Figure:
     """One page: estimates, survival curves where there are such, and lights."""
     rows = len(comparison.estimates)
@@ -171,6 +177,7 @@ def plot_overview(comparison: Comparison) -> Figure:
     return figure
 
 
+@checked(estimate=one_estimate)
 def plot_fit(estimate: RiskEstimate, ax: Axes | None = None) -> Axes:
     """The ELBO over the steps of a fit."""
     loss: Any = estimate.history.get("svi_history", {}).get("loss")

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ppl_risk.arguments import checked, of_type
 from ppl_risk.errors import RiskError
 from ppl_risk.mitigation.composition import Composition
 from ppl_risk.mitigation.local_answer import LocalAnswer, Trials
@@ -35,6 +36,7 @@ LANE = 0.24
 DRAWN, BEYOND = 65, 0.35
 
 
+@checked(composition=of_type(Composition))
 def plot_composition(composition: Composition, truth: Any = None, ax: Axes | None = None) -> Axes:
     """log10 P(catastrophe) of every model: on natural inputs, as its card promises, and on attacked inputs.
 
@@ -89,6 +91,7 @@ def plot_composition(composition: Composition, truth: Any = None, ax: Axes | Non
 
 
 @torch.no_grad()
+@checked(mitigated=of_type(Mitigated, hint="A mitigator's mitigate(model) makes one."))
 def plot_trials(
     mitigated: Mitigated, x: Float[Tensor, "*one n"], truth: BlackBox | None = None, ax: Axes | None = None
 ) -> Axes:
@@ -142,6 +145,7 @@ def plot_trials(
 
 
 @torch.no_grad()
+@checked(mitigated=of_type(Mitigated, hint="A mitigator's mitigate(model) makes one."))
 def plot_rays(
     mitigated: Mitigated, x: Float[Tensor, "*one n"], truth: BlackBox | None = None, ax: Axes | None = None
 ) -> Axes:

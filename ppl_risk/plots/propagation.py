@@ -12,6 +12,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from ppl_risk.arguments import checked
+from ppl_risk.comparison import named_estimates, one_estimate
 from ppl_risk.errors import RiskError
 from ppl_risk.plots.estimates import BAD, INK, SOUND, clean
 from ppl_risk.propagation import PropagatedLaw
@@ -25,6 +27,7 @@ SKIPPED, DRAWN, DECADES = 4, 400, 12.0
 
 
 @torch.no_grad()
+@checked(estimate=one_estimate)
 def plot_slices(estimate: RiskEstimate, ax: Axes | None = None) -> Axes:
     """Above: the margin given the sliced direction v, and what one Gaussian presumes of it. Below: where the failures lie.
 
@@ -79,6 +82,7 @@ def plot_slices(estimate: RiskEstimate, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked(estimates=named_estimates)
 def plot_tails(estimates: Mapping[str, RiskEstimate], truth: Any = None, ax: Axes | None = None) -> Axes:
     """log10 Pr[margin > t] of several estimates, refused or not; Monte Carlo as dots, one Gaussian as dashes.
 

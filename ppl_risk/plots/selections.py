@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ppl_risk.arguments import checked, of_type
 from ppl_risk.diagnostics.tracking import Tracking
 from ppl_risk.plots.estimates import INK, SOUND, clean
 from ppl_risk.rank_search import RankSearch
@@ -17,6 +18,7 @@ from ppl_risk.risk_estimate import LOG10
 from ppl_risk.selection import Selection
 
 
+@checked(selection=of_type(Selection, hint="ppl_risk.select makes one."))
 def plot_selection(selection: Selection, ax: Axes | None = None) -> Axes:
     """Share of each layer's matrix that the first k directions hold; a dot where the rank cuts."""
     ax = ax or plt.subplots(figsize=(6, 3.6), layout="constrained")[1]
@@ -38,6 +40,7 @@ def plot_selection(selection: Selection, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked(search=of_type(RankSearch, hint="ppl_risk.choose_rank makes one."))
 def plot_ranks(search: RankSearch, ax: Axes | None = None) -> Axes:
     """log10 p of the guide's tail against rank, with two standard errors; the chosen rank is marked."""
     ax = ax or plt.subplots(figsize=(6, 3.4), layout="constrained")[1]
@@ -56,6 +59,7 @@ def plot_ranks(search: RankSearch, ax: Axes | None = None) -> Axes:
     return ax
 
 
+@checked(tracking=of_type(Tracking, hint="ppl_risk.diagnostics makes one."))
 def plot_tracking(tracking: Tracking, most: int = 6) -> Figure:
     """How far each layer moved the tail, and how inputs move with the directions that moved it most.
 

@@ -7,14 +7,17 @@ an estimate, are not booked on estimates; `estimate` alone books them, because i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from ppl_risk.errors import PreflightError
+from ppl_risk.arguments import checked
+from ppl_risk.errors import PreflightError, RiskError
 from ppl_risk.preflight.checks import CHECKS
 from ppl_risk.preflight.last_look import FirstLook, last_look, unseen_by_meters
+from ppl_risk.preflight.layers import sites
 from ppl_risk.preflight.margins import CONFIRM, LOOK, NO_SLOPE, look_at, slope_fault
 from ppl_risk.preflight.reachability import reachable
 from ppl_risk.preflight.units import Units, units_of
@@ -55,6 +58,7 @@ class Preflight:
         )
 
 
+@checked()
 def check(problem: RiskProblem, *, draws: int = 2000, seed: int = 0) -> Preflight:
     """Try a problem before spending on it: devices, mode, finite weights, shapes, determinism, reachability.
 
@@ -103,13 +107,12 @@ def _examine(problem: RiskProblem, seed: int, draws: int) -> tuple[list[Finding]
         return found
 
     pilot: tuple[tuple[str, Any], ...] = (
-        (("gradient", _gradient), ("reachable", lambda problem: reachable(problem, draws))) if draws else ()
-    )
+        ("layers", sites), ("gradient", _gradient), ("reachable", lambda problem: reachable(problem, draws)),
+    )  # fmt: skip
     with unseen_by_meters(problem), torch.no_grad():
-        for name, test in (*CHECKS, ("margin", margins), *pilot):
+        for name, test in (*CHECKS, ("margin", margins), *(pilot if draws else ())):
             with seeded(seed, _seeding_device(problem)):
-                found = test(problem)
-            level, message = found if isinstance(found, tuple) else ("ok", found)
+                level, message = _outcome(test, problem)
             findings.append(Finding(name, level, message))
             if level == "error":
                 break
@@ -139,6 +142,15 @@ def _gradient(problem: RiskProblem) -> tuple[str, str]:
     if not fault:
         return "ok", "the margin has one"
     return "note", f"{NO_SLOPE[fault]}: fit_svi cannot use it; estimate, run_smc and monte_carlo can."
+
+
+def _outcome(test: Callable[[RiskProblem], str | tuple[str, str]], problem: RiskProblem) -> tuple[str, str]:
+    """Level and message of a check; an error that says what to do is a finding."""
+    try:
+        found = test(problem)
+    except RiskError as error:
+        return "error", str(error)
+    return found if isinstance(found, tuple) else ("ok", found)
 
 
 def _seeding_device(problem: RiskProblem) -> torch.device:

@@ -6,67 +6,17 @@ from collections.abc import Callable
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from ppl_risk.errors import RiskError, first_line
+from ppl_risk.memory import is_out_of_memory
+from ppl_risk.network import is_half
+from ppl_risk.preflight.layers import mixing_layer, watching
 from ppl_risk.preflight.margins import not_real
+from ppl_risk.preflight.modules import Result, all_modules, mode, placement, tensors_of, weights
 from ppl_risk.problem import RiskProblem
 
 TOLERANCE = 1e-4  # relative to the spread of the margins; batched and single products differ in the last bits
-_RANDOM = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-_MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d)
-
-Result = str | tuple[str, str]
-
-
-def _placement(problem: RiskProblem) -> Result:
-    tensors = {
-        name: t
-        for part in (problem.network, problem.detector)
-        if isinstance(part, nn.Module)
-        for name, t in [*part.named_parameters(), *part.named_buffers()]
-    }
-    devices = {str(t.device) for t in tensors.values()}
-    if len(devices) > 1:
-        odd = [n for n, t in tensors.items() if t.device != problem.device][:3]
-        return "error", (
-            f"Weights and buffers lie on several devices ({', '.join(sorted(devices))}); for example {odd} not on "
-            f"{problem.device}. Move everything to one: network.to('{problem.device}')."
-        )
-    types = {t.dtype for t in tensors.values() if t.is_floating_point()}
-    if len(types) > 1:
-        return "error", (
-            f"Weights have several floating types ({', '.join(sorted(map(str, types)))}). Use one: network.to({problem.dtype})."
-        )
-    return f"{problem.device}, {problem.dtype}; inputs follow"
-
-
-def _mode(problem: RiskProblem) -> Result:
-    live = {name: m for name, m in problem.modules.items() if m.training}
-    random = [f'{type(m).__name__} at "{n}"' for n, m in live.items() if isinstance(m, _RANDOM)]
-    mixing = [f'{type(m).__name__} at "{n}"' for n, m in live.items() if isinstance(m, _MIXING)]
-    if random or mixing:
-        what = [f"{random[0]} makes it random"] if random else []
-        what += [f"{mixing[0]} mixes the rows of a batch"] if mixing else []
-        return "error", f"The network is in train mode: {', '.join(what)}. Call network.eval()."
-    if live:
-        return "note", "train mode, but no module behaves differently in it"
-    return "eval mode" if problem.modules else "plain callable"
-
-
-def _weights(problem: RiskProblem) -> Result:
-    bad, total, first = 0, 0, ""
-    for part in (problem.network, problem.detector):
-        if isinstance(part, nn.Module):
-            for name, p in [*part.named_parameters(), *part.named_buffers()]:
-                total += p.numel()
-                wrong = int((~torch.isfinite(p)).sum()) if p.is_floating_point() else 0
-                bad, first = bad + wrong, first or (name if wrong else "")
-    if bad:
-        return "error", (
-            f'{bad:,} of {total:,} weights are NaN or infinite (first: "{first}"). A NaN margin counts as no '
-            "catastrophe, so any probability would be wrong. Load or train the weights again."
-        )
-    return f"{total:,} weights, all finite"
 
 
 def _first_layer_width(problem: RiskProblem) -> str:
@@ -88,18 +38,31 @@ def _shapes(problem: RiskProblem) -> Result:
 
 def _shape_fault(problem: RiskProblem, x: Tensor) -> str:
     try:
-        output = problem.network(x)
+        output = problem.output(x)
+    except RiskError as error:
+        return str(error)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        if "does not require grad" in str(error):
+            return (
+                f'The network differentiates inside forward and finds no graph: "{first_line(error)}". Estimates run under '
+                "torch.no_grad(): write that part as `with torch.enable_grad():` on x.detach().requires_grad_()."
+            )
         return (
-            f'The network rejects inputs of shape {tuple(x.shape)} and type {x.dtype}: "{_first_line(error)}". The input '
+            f'The network rejects inputs of shape {tuple(x.shape)} and type {x.dtype}: "{first_line(error)}". The input '
             f"law gives event shape {tuple(x.shape[1:])}.{_first_layer_width(problem)} Give the law the shape of one input."
         )
     name = "Network" if problem.detector is None else "Detector"
     try:
         margin = output if problem.detector is None else problem.detector(output)
+    except RiskError as error:
+        return str(error)
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        return f'The detector rejects the network\'s output of shape {shape}: "{_first_line(error)}".'
+        return f'The detector rejects the network\'s output of shape {shape}: "{first_line(error)}".'
     rows = x.shape[0]
     if not isinstance(margin, Tensor):
         return f"{name} returned {type(margin).__name__}; it must return a tensor of shape ({rows},) for {rows} inputs."
@@ -111,11 +74,13 @@ def _shape_fault(problem: RiskProblem, x: Tensor) -> str:
             f"{name} returned shape {tuple(margin.shape)} for {rows} inputs; it must return one margin per row, "
             f"shape ({rows},). {hint}"
         )
+    if margin.is_complex():
+        return f"{name} returned complex numbers ({margin.dtype}); return a real margin, e.g. margin.abs() - threshold."
     return not_real(name, margin)
 
 
 def _memory(problem: RiskProblem) -> Result:
-    weights = sum(p.numel() * p.element_size() for p in problem.parameters())
+    held = sum(p.numel() * p.element_size() for p in problem.parameters())
     batch = problem.batch_size * problem.bytes_per_row
     free = (
         psutil.virtual_memory().available
@@ -127,26 +92,19 @@ def _memory(problem: RiskProblem) -> Result:
             f"The smallest batch ({problem.batch_size} rows) needs {batch / 2**30:.1f} GiB of activations, free are "
             f"{free / 2**30:.1f} GiB. Use a smaller network, a smaller dtype (network.to(torch.bfloat16)), or a larger machine."
         )
-    return f"weights {weights / 2**20:.1f} MiB, batches of {problem.batch_size:,} rows"
+    return f"weights {held / 2**20:.1f} MiB, batches of {problem.batch_size:,} rows"
 
 
 def _outputs(problem: RiskProblem) -> Result:
     x = problem.sample(64)
     culprit: list[str] = []
 
-    def watch(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, _args: object, output: object) -> None:
-            if not culprit and isinstance(output, Tensor) and not bool(torch.isfinite(output).all()):
-                culprit.append(name)
+    def look(name: str, value: Tensor) -> None:
+        if not culprit and not bool(torch.isfinite(value).all()):
+            culprit.append(name)
 
-        return hook
-
-    handles = [m.register_forward_hook(watch(n)) for n, m in problem.modules.items() if not list(m.children())]
-    try:
+    with watching(problem, look):
         margin = problem.run(x)
-    finally:
-        for handle in handles:
-            handle.remove()
     wrong = int((~torch.isfinite(margin)).sum())
     if bool(torch.isnan(margin).any()) or wrong == len(margin):
         where = f' The first module to return one is "{culprit[0]}".' if culprit else ""
@@ -166,18 +124,37 @@ def _deterministic(problem: RiskProblem) -> Result:
     x = problem.sample(8)
     once, twice = problem.run(x), problem.run(x)
     scale = max(float(once.std()), float(once.abs().max()) * 1e-2, 1e-12)
-    if (gap := float((once - twice).abs().max())) > TOLERANCE * scale:
+    # Half precision: a few units in the last place of a margin, whose terms may be larger than itself.
+    last = max((torch.finfo(t).eps for t in _float_types(problem) if is_half(t)), default=0.0)
+    allowed = max(TOLERANCE * scale, 8 * last * float(once.abs().max() + 1.0) if last else 0.0)
+    if (gap := float((once - twice).abs().max())) > allowed:
         return "error", (
-            f"Same inputs, two answers (largest difference {gap:.1e}). If the noise is intended, make it part of the input "
-            "law; otherwise fix the seed inside forward."
+            f"Same inputs, two answers (largest difference {gap:.1e}): the network draws random numbers, or keeps something from "
+            "call to call. If the noise is intended, make it part of the input law; otherwise fix the seed inside forward."
         )
     alone = torch.cat([problem.run(row[None]) for row in x])
-    if (gap := float((once - alone).abs().max())) > TOLERANCE * scale:
+    if (gap := float((once - alone).abs().max())) > allowed:
+        layer = mixing_layer(problem, x)
+        where = (
+            f' The first module that shows it is {type(problem.modules[layer]).__name__} at "{layer}".' if layer else ""
+        )
         return "error", (
-            f"A row alone and the same row in a batch differ by {gap:.1e}: rows influence each other (batch "
-            "statistics, or a reduction without dim=-1). Every row must stand for itself."
+            f"A row alone and the same row in a batch differ by {gap:.1e}: rows influence each other.{where} {_why_mixed(problem)}"
         )
     return "same rows twice, alone and in a batch agree"
+
+
+def _float_types(problem: RiskProblem) -> set[torch.dtype]:
+    return {t.dtype for t in tensors_of(problem).values() if t.is_floating_point()}
+
+
+def _why_mixed(problem: RiskProblem) -> str:
+    if any("quantized.dynamic" in type(m).__module__ for m in all_modules(problem).values()):
+        return (
+            "Dynamic int8 quantisation scales activations by the largest one in the batch. Use the network before "
+            "quantisation, or static quantisation."
+        )
+    return "Batch statistics do that, and reductions without dim=-1. Every row must stand for itself."
 
 
 def _input_law(problem: RiskProblem) -> Result:
@@ -194,14 +171,10 @@ def _input_law(problem: RiskProblem) -> Result:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-
-
 CHECKS: tuple[tuple[str, Callable[[RiskProblem], Result]], ...] = (
-    ("placement", _placement),
-    ("mode", _mode),
-    ("weights", _weights),
+    ("placement", placement),
+    ("mode", mode),
+    ("weights", weights),
     ("shapes", _shapes),
     ("memory", _memory),
     ("outputs", _outputs),

@@ -33,6 +33,8 @@ def activation_of(step: Step) -> Activation | None:
         return made(step)
     if step.op in SMOOTH and len(step.parents) == 1:
         return Smooth(_rows(step), SMOOTH[step.op])
+    if step.op in {"maximum", "minimum", "max", "min"} and len(step.parents) == 1 and len(step.arguments) == 2:
+        return _against_constant(step)
     if step.op == "pow" and isinstance(step.argument(1, "exponent"), int | float):
         return Smooth(_rows(step))
     return None
@@ -68,6 +70,15 @@ def _clamp(step: Step) -> PiecewiseLinear | None:
     if any(isinstance(bound, Tensor | Ref) for bound in (low, high)):
         return None
     return _between(*(None if bound is None else float(bound) for bound in (low, high)))
+
+
+def _against_constant(step: Step) -> PiecewiseLinear | None:
+    """max(x, c) or min(x, c) of one constant."""
+    constants = [a for a in step.arguments if isinstance(a, Tensor)]
+    if len(constants) != 1 or constants[0].numel() != 1:
+        return None
+    bound = float(constants[0])
+    return _between(bound, None) if step.op in {"maximum", "max"} else _between(None, bound)
 
 
 def _threshold(step: Step) -> PiecewiseLinear | None:

@@ -53,6 +53,18 @@ class Event:
         each = torch.special.log_ndtr(self._gap(mean, threshold) / sd)
         return each.amin(-1) if self.every else each.logsumexp(-1).clamp_max(0.0)
 
+    def in_units(self, units: Float[Tensor, " k"]) -> Event:
+        """The same event of the layer's numbers divided by `units`."""
+        base = self.tape.steps[-1]
+        shape = base.shape
+        step = Step(
+            f"{base.name}/scaled", "mul", (base.name,), shape,
+            lambda value: value / units.to(value).reshape(shape), (Ref(base.name), 1.0 / units),
+        )  # fmt: skip
+        return Event(
+            Tape((*self.tape.steps, step)), self.every, (lambda x: x * units.to(x), *self.functions), self.sign
+        )
+
     @torch.no_grad()
     def happens(self, layer: Float[Tensor, "rows k"]) -> Bool[Tensor, " rows"]:
         """Whether values of the layer are catastrophes."""
@@ -94,7 +106,7 @@ def event_of(tape: Tape) -> Event:
         chain.append(tape[chain[-1].parents[0]])
     base, every = chain[-1], True
     extreme = _extreme(tape, base)
-    combined = _combined(tape, base) if extreme is None else None
+    combined = _combined(tape, base) or _of_two(tape, base) if extreme is None else None
     if extreme is None and combined is None:
         # One number: what comes after its last bend is affine, and leaves a Gaussian one.
         while len(chain) > 1 and activation_of(chain[-2]) is None:
@@ -111,6 +123,11 @@ def event_of(tape: Tape) -> Event:
     while extreme is not None and (way := _monotone(tape, base)) is not None:
         functions.append(_whole(tape, base))
         sign, base = sign * way, tape[base.parents[0]]
+    if extreme is not None and every != (sign > 0) and base.op == "abs":
+        # The largest of |x| is that of x and -x.
+        base, count = _both_ways(tape, base), base.size
+        functions = [_halved(f, count) for f in functions]
+        extreme = None
     if extreme is not None and (apart := _apart(tape, base)) is not None:
         base, function = apart
         functions.append(function)
@@ -231,6 +248,40 @@ def _combined(tape: Tape, step: Step) -> tuple[Step, bool] | None:
             vector, largest = found
             return _joined(step, one, tape[vector], own, others), largest == (others < 0)
     return None
+
+
+def _of_two(tape: Tape, step: Step) -> tuple[Step, bool] | None:
+    """(vector, whether the step is its smallest) for max(a, b), min(a, b) or |a| of one number."""
+    if step.size != 1:
+        return None
+    if step.op == "abs":
+        return _both_ways(tape, step), False
+    if step.op not in {"maximum", "minimum", "max", "min"} or len(step.parents) != 2 or len(step.arguments) != 2:
+        return None
+
+    def call(*values: Tensor) -> Tensor:
+        return torch.cat([value.reshape(1, 1) for value in values], -1)
+
+    return _row(f"{step.name}/both", step.parents, 2, call), step.op in {"minimum", "min"}
+
+
+def _both_ways(tape: Tape, step: Step) -> Step:
+    """x and -x for |x|."""
+    size = tape[step.parents[0]].size
+
+    def call(value: Tensor) -> Tensor:
+        return torch.cat([value.reshape(1, -1), -value.reshape(1, -1)], -1)
+
+    return _row(f"{step.name}/ways", step.parents, 2 * size, call)
+
+
+def _row(name: str, parents: tuple[str, ...], size: int, call: Callable[..., Tensor]) -> Step:
+    return Step(name, "stack", parents, torch.Size([1, size]), call)
+
+
+def _halved(function: Callable[[Tensor], Tensor], size: int) -> Callable[[Tensor], Tensor]:
+    """A function of `size` numbers on twice as many."""
+    return lambda x: torch.cat([function(half) for half in x.split(size)])
 
 
 def _joined(step: Step, one: str, vector: Step, own: float, others: float) -> Step:

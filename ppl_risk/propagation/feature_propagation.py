@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
@@ -44,6 +45,7 @@ class FeatureRisk:
     adversary: Adversary | None = None
 
 
+@checked()
 def propagate_features(
     problem: RiskProblem,
     features: str | Tensor | Dictionary | FeatureLaw = "sae",

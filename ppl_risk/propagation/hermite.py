@@ -77,6 +77,10 @@ class PiecewiseLinear:
         free = value - self.constant
         return Coefficients(value, first, second, (square - free.square()).clamp_min(0.0))
 
+    def covariance_of_pairs(self, mean: Tensor, sd: Tensor, rho: Tensor, law: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Exact Cov(f(x_i), f(x_j)) of laws (batch, n), for pairs of places."""
+        return self.pair_covariance(mean[law, i], sd[law, i], mean[law, j], sd[law, j], rho[law, i, j])
+
     def pair_covariance(self, mean: Tensor, sd: Tensor, other: Tensor, other_sd: Tensor, rho: Tensor) -> Tensor:
         """Exact Cov(f(x), f(y)), elementwise."""
         cross = self.slope**2 * rho * sd * other_sd
@@ -102,12 +106,11 @@ class Smooth:
         c, second = self._all(mean, variance.clamp_min(TINY).sqrt(), 2)
         return Coefficients(c[0], c[1], c[2], (second - c[0].square()).clamp_min(0.0))
 
-    def pair_covariance(self, mean: Tensor, sd: Tensor, other: Tensor, other_sd: Tensor, rho: Tensor) -> Tensor:
-        """Cov(f(x), f(y)) to twelve terms, elementwise."""
+    def covariance_of_pairs(self, mean: Tensor, sd: Tensor, rho: Tensor, law: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        """Cov(f_i(x_i), f_j(x_j)) to twelve terms: a function may differ from place to place, as quantile maps do."""
         c, _ = self._all(mean, sd, TERMS)
-        d, _ = self._all(other, other_sd, TERMS)
-        powers = torch.stack([rho**k / math.factorial(k) for k in range(1, TERMS + 1)])
-        return (powers * c[1:] * d[1:]).sum(0)
+        powers = torch.stack([rho[law, i, j] ** k / math.factorial(k) for k in range(1, TERMS + 1)])
+        return (powers * c[1:, law, i] * c[1:, law, j]).sum(0)
 
     def _all(self, mean: Tensor, sd: Tensor, order: int) -> tuple[Tensor, Tensor]:
         nodes, weights, polynomials = _quadrature(mean.device)

@@ -37,20 +37,15 @@ class InputLaw:
                 f"{problem.name}: the input law has discrete coordinates, which a Gaussian law of activations cannot start from. "
                 "Use run_smc or estimate."
             )
-        generator = torch.Generator().manual_seed(0)
-        probes = torch.randn(2, self.dimension, generator=generator, dtype=torch.float64).to(problem.device)
-        zero = torch.zeros_like(probes[:1])
-        a, b, both, origin = (self.transport(u) for u in (probes[:1], probes[1:], probes.sum(0, keepdim=True), zero))
-        scale = (a - origin).abs().max() + (b - origin).abs().max()
-        self.affine = bool((both - a - b + origin).abs().max() <= 1e-4 * scale)
-        if self.affine:
-            eye = torch.eye(self.dimension, dtype=torch.float64, device=problem.device)
-            # x = T(0) + matrix u, with covariance `spread`.
-            self.matrix = (self.transport(eye) - origin).mT
+        affine = problem.transport.affine or self._probed()
+        self.affine = affine is not None
+        if affine is not None:
+            # x = loc + matrix u, with covariance `spread`.
+            self.loc, self.matrix = (part.to(problem.device) for part in affine)
             self.spread = self.matrix @ self.matrix.mT
         else:
             self.matrix = torch.eye(self.dimension, dtype=torch.float64, device=problem.device)
-        if not self.affine and not self._coordinatewise(probes[:1]):
+        if not self.affine and not (problem.transport.coordinatewise or self._coordinatewise()):
             raise RiskError(
                 f"{problem.name}: the input law is neither Gaussian nor a product of continuous laws, so its activations have no "
                 "Gaussian law to start from. Use run_smc or estimate, or propagate_features with a law of features."
@@ -58,14 +53,35 @@ class InputLaw:
 
     def transport(self, u: Float[Tensor, "batch d"]) -> Tensor:
         """x of rows u, in double precision."""
+        if self.affine:
+            return self.loc + u.double() @ self.matrix.mT
+        return self._moved(u)
+
+    def _moved(self, u: Float[Tensor, "batch d"]) -> Tensor:
         return self.problem.from_normal(u).reshape(len(u), -1).double()
 
-    def _coordinatewise(self, u: Tensor) -> bool:
-        """Whether coordinate i of x moves with u_i alone."""
-        if self.transport(u).shape[-1] != self.dimension:
+    def _probes(self) -> Float[Tensor, "2 d"]:
+        generator = torch.Generator().manual_seed(0)
+        return torch.randn(2, self.dimension, generator=generator, dtype=torch.float64).to(self.problem.device)
+
+    def _probed(self) -> tuple[Tensor, Tensor] | None:
+        """(T(0), matrix) of a map that does not say that it is affine and is: a chain of normals in a Pyro program."""
+        probes = self._probes()
+        zero = torch.zeros_like(probes[:1])
+        a, b, both, origin = (self._moved(u) for u in (probes[:1], probes[1:], probes.sum(0, keepdim=True), zero))
+        scale = (a - origin).abs().max() + (b - origin).abs().max()
+        if not bool((both - a - b + origin).abs().max() <= 1e-4 * scale):
+            return None
+        eye = torch.eye(self.dimension, dtype=torch.float64, device=self.problem.device)
+        return origin[0], (self._moved(eye) - origin).mT
+
+    def _coordinatewise(self) -> bool:
+        """Whether, where the map does not say so, coordinate i of x moves with u_i alone."""
+        u = self._probes()[:1]
+        if self._moved(u).shape[-1] != self.dimension:
             return False
         moved = u + torch.diag(torch.ones_like(u[0]))
-        change = (self.transport(moved) - self.transport(u)).abs()
+        change = (self._moved(moved) - self._moved(u)).abs()
         off = change - torch.diag(change.diagonal())
         return bool(off.max() <= 1e-6 * change.max())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -122,12 +123,14 @@ def _matrix_product(step: Step, joint: Joint, keep: set[str], shapes: dict[str, 
 def _pairwise(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.Size]) -> None:
     if len(step.parents) != 2 or shapes[step.parents[0]] != shapes[step.parents[1]]:
         raise _unknown(step)
-    joint.join(step.name, larger(joint, *step.parents, sign=1.0 if step.op == "maximum" else -1.0), keep)
+    joint.join(step.name, larger(joint, *step.parents, sign=1.0 if step.op in {"maximum", "max"} else -1.0), keep)
 
 
 def _reduce(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.Size]) -> None:
     """The largest or smallest along dimensions, by halves."""
-    if step.op in {"max", "min"} and step.output not in (None, 0):
+    if step.op in {"max", "min"} and isinstance(step.argument(1, "dim"), Ref):
+        return _pairwise(step, joint, keep, shapes)
+    if len(step.parents) != 1 or (step.op in {"max", "min"} and step.output not in (None, 0)):
         raise _unknown(step)
     parent, shape = step.parents[0], shapes[step.parents[0]]
     given = step.argument(1, "dim")
@@ -162,8 +165,9 @@ def _max_pool(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.
     """Windows side by side, then the largest of each."""
     shape, kernel = shapes[step.parents[0]], _pair(step.argument(1, "kernel_size"))
     stride = _pair(step.argument(2, "stride") or kernel)
-    if _pair(step.argument(3, "padding", 0)) != (0, 0) or _pair(step.argument(4, "dilation", 1)) != (1, 1):
-        raise RiskError(f"Max-pooling with padding or dilation (step {step.name!r}) is not known to propagate.")
+    padding, dilation = _pair(step.argument(3, "padding", 0)), _pair(step.argument(4, "dilation", 1))
+    if padding != (0, 0) or dilation != (1, 1) or step.argument(5, "ceil_mode", False):
+        return _windows_apart(step, joint, keep, shapes)
     name = f"{step.name}/windows"
 
     def windows(x: Tensor) -> Tensor:
@@ -174,6 +178,34 @@ def _max_pool(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.
     joint.affine(name, step.parents, LinearMap(laid, [shape]), keep | {name})
     inner = replace(step, op="amax", parents=(name,), arguments=(Ref(name), [-1]), keywords={})
     _reduce(inner, joint, keep, {name: laid.shape})
+
+
+def _windows_apart(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.Size]) -> None:
+    """Windows that stick out at the edge: a place outside repeats one inside, which changes no largest."""
+    parent = step.parents[0]
+    shape = shapes[parent]
+    count = shape[-2] * shape[-1]
+    number = torch.arange(1, count + 1, dtype=torch.float64).reshape(1, 1, *shape[-2:])
+    kernel, stride = (
+        _pair(step.argument(1, "kernel_size")),
+        _pair(step.argument(2, "stride") or step.argument(1, "kernel_size")),
+    )
+    padding, dilation = _pair(step.argument(3, "padding", 0)), _pair(step.argument(4, "dilation", 1))
+    rows, columns = step.shape[-2:]
+    # Room for windows that end beyond the padding, too.
+    wide = [2 * (s * n + k * r) for s, n, k, r in zip(stride, (rows, columns), kernel, dilation, strict=True)]
+    laid = torch.nn.functional.pad(number, (padding[1], wide[1], padding[0], wide[0]))[0, 0]
+    windows = []
+    for i, j in itertools.product(range(kernel[0]), range(kernel[1])):
+        top, left = i * dilation[0], j * dilation[1]
+        windows.append(laid[top : top + rows * stride[0] : stride[0], left : left + columns * stride[1] : stride[1]])
+    read = torch.stack(windows, -1).long()
+    read = torch.where(read > 0, read, read.amax(-1, keepdim=True)) - 1
+    name = f"{step.name}/windows"
+    move = _moved(name, parent, lambda x: x.flatten(-2)[..., read.to(x.device)], shape)
+    joint.affine(name, (parent,), LinearMap(move, [shape]), keep | {name})
+    inner = replace(step, op="amax", parents=(name,), arguments=(Ref(name), [-1]), keywords={})
+    _reduce(inner, joint, keep, {name: move.shape})
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -161,6 +161,6 @@ def activated_covariance(
     near = (rho.abs() > NEAR).triu(1)
     if bool(near.any()):
         law, i, j = torch.nonzero(near, as_tuple=True)
-        exact = activation.pair_covariance(mean[law, i], sd[law, i], mean[law, j], sd[law, j], rho[law, i, j])
+        exact = activation.covariance_of_pairs(mean, sd, rho, law, i, j)
         made = made.index_put((law, i, j), exact).index_put((law, j, i), exact)
     return made - torch.diag_embed(made.diagonal(dim1=-2, dim2=-1) - variance)

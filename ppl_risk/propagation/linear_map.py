@@ -24,6 +24,7 @@ AFFINE = {
     "expand_as", "repeat", "flip", "roll", "movedim", "swapaxes", "mT", "adjoint", "split", "chunk", "unbind",
     "split_with_sizes", "tensor_split", "gather", "zero_pad2d", "cumsum", "diagonal", "repeat_interleave", "unfold",
     "upsample_nearest2d", "upsample_bilinear2d", "masked_select", "im2col", "pixel_shuffle", "subtract", "addmm",
+    "index_put",
 }  # fmt: skip
 #: Operators that are affine only while a single factor depends on the input.
 BILINEAR = {"mul", "matmul", "mm", "bmm", "mv", "dot", "einsum", "multiply"}
@@ -42,6 +43,8 @@ def is_affine(step: Step) -> bool:
         return not isinstance(step.argument(1, "other"), Ref) and step.argument(2, "rounding_mode") is None
     if step.op == "batch_norm":
         return not step.argument(5, "training", False)
+    if step.op == "index_put" and any(isinstance(a, Ref) for a in _leaves(step.argument(1, "indices"))):
+        return False  # places that depend on the input
     if step.op in BILINEAR:
         return len(step.parents) == 1 and sum(isinstance(a, Ref) for a in _leaves(step.arguments)) == 1
     if step.op in {"linear", "addmm"} or step.op.startswith("conv"):

@@ -16,6 +16,8 @@ from torch import Tensor
 
 #: Points of the sequential rule; numbers that the factor rule holds at once.
 POINTS, ROOM = 512, 4_000_000
+#: Points where any of many is asked for: as many integrals are added up as there are numbers.
+MANY, POINTS_OF_MANY = 4, 128
 #: Off-diagonal correlation that one factor may leave unexplained, and the least independent share it must leave.
 UNEXPLAINED, INDEPENDENT = 1e-4, 1e-3
 TINY = 1e-24
@@ -23,7 +25,9 @@ TINY = 1e-24
 ROUNDS, FEW = 200, 8
 
 
-def log_all_positive(mean: Float[Tensor, "batch k"], covariance: Float[Tensor, "batch k k"]) -> Float[Tensor, " batch"]:
+def log_all_positive(
+    mean: Float[Tensor, "batch k"], covariance: Float[Tensor, "batch k k"], points: int = POINTS
+) -> Float[Tensor, " batch"]:
     """log Pr[x_1 > 0, ..., x_k > 0] for x ~ N(mean, covariance), nats, row by row.
 
     Example:
@@ -41,17 +45,18 @@ def log_all_positive(mean: Float[Tensor, "batch k"], covariance: Float[Tensor, "
     if factor is not None:
         rows = max(1, ROOM // (mean.shape[-1] * 400))
         return torch.cat([_given_factor(*part) for part in zip(m.split(rows), factor.split(rows), strict=True)])
-    return _in_turn(m, rho)
+    return _in_turn(m, rho, points)
 
 
 def log_any_positive(mean: Float[Tensor, "batch k"], covariance: Float[Tensor, "batch k k"]) -> Float[Tensor, " batch"]:
     """log Pr[some x_i > 0] = log sum_i Pr[x_i > 0, x_j <= 0 for j < i], nats: no complement, so no loss in the tail."""
     parts = []
+    points = POINTS if mean.shape[-1] <= MANY else POINTS_OF_MANY
     for last in range(mean.shape[-1]):
         sign = mean.new_ones(last + 1)
         sign[:last] = -1.0
         block = covariance[:, : last + 1, : last + 1] * sign * sign[:, None]
-        parts.append(log_all_positive(mean[:, : last + 1] * sign, block))
+        parts.append(log_all_positive(mean[:, : last + 1] * sign, block, points))
     return torch.stack(parts).logsumexp(0).clamp_max(0.0)
 
 
@@ -99,13 +104,13 @@ def _given_factor(m: Tensor, factor: Tensor) -> Tensor:
     return torch.logsumexp(integrand(grid), -1) + math.log(step) - 0.5 * math.log(2 * math.pi)
 
 
-def _in_turn(m: Tensor, rho: Tensor) -> Tensor:
+def _in_turn(m: Tensor, rho: Tensor, points: int) -> Tensor:
     size = m.shape[-1]
     order = m.detach().argsort(-1)
     m = m.gather(-1, order)
     rho = rho.gather(-2, order[..., None].expand_as(rho)).gather(-1, order[..., None, :].expand_as(rho))
     root = _root(rho)
-    log_u = _uniforms(size, m.device).log()
+    log_u = _uniforms(size, points, m.device).log()
     total = m.new_zeros(*m.shape[:-1], log_u.shape[0])
     z = m.new_zeros(*total.shape, 0)
     for i in range(size):
@@ -146,6 +151,6 @@ def log_quantile(log_p: Float[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
 
 
 @cache
-def _uniforms(dimension: int, device: torch.device) -> Tensor:
+def _uniforms(dimension: int, points: int, device: torch.device) -> Tensor:
     engine = torch.quasirandom.SobolEngine(dimension, scramble=True, seed=0)
-    return engine.draw(POINTS, dtype=torch.float64).clamp(1e-12, 1 - 1e-12).to(device)
+    return engine.draw(points, dtype=torch.float64).clamp(1e-12, 1 - 1e-12).to(device)

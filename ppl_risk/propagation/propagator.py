@@ -27,6 +27,12 @@ class Propagator:
     flops: float = 0.0
     flops_of_one: float = 0.0
 
+    @property
+    def exact(self) -> bool:
+        """Whether the event's layer is Gaussian: affine steps of a Gaussian input, every covariance kept."""
+        bends = any(not is_affine(step) for step in self.event.tape.steps[1:])
+        return self.inputs.affine and self.family != "mean_field" and not bends
+
     def laws(
         self,
         centres: Float[Tensor, "batch d"],

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import require_sound
@@ -31,6 +33,8 @@ SLICED = ("slices", "skewed")
 READOUTS = (*SLICED, "orthant", "gaussian")
 #: Thresholds of the survival curve, and how many fine points one of its numbers skips.
 CURVE, SKIPPED = 33, 8
+#: Standard deviations of the event's layer smaller than this, or larger than its inverse, are made 1.
+SMALL = 1e-4
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class PropagatedLaw:
     slices: Slices | None = None
 
 
+@checked()
 def propagate(
     problem: RiskProblem,
     family: str = "low_rank",
@@ -93,22 +98,27 @@ def propagate(
     started = time.perf_counter()
     require_sound(problem)
     with problem.metered() as meter:
-        with torch.no_grad():
+        with torch.no_grad(), _in_words(problem):
             made = Propagator(_event(problem, readout), InputLaw(problem), family, rank)
             law, log_prob = _read(made, readout, directions)
         propagated = made.flops
         passes = Trust()
         if trust and law.slices is not None and math.isfinite(log_prob):
-            with seeded(seed, problem.device):
+            with seeded(seed, problem.device), _in_words(problem):
                 passes = examine(made, law.slices, log_prob, law.prior)
         posterior = _posterior(problem, passes, posterior_draws, seed)
     status, remedy = _verdict(passes, log_prob, readout, trust)
+    law_says = log_prob
+    if status is Status.ROUTES_DISAGREE:
+        log_prob = passes.evidence["log10_p_of_places"] * LOG10
     evidence = {"forward_passes_worth": propagated / max(problem.flops_per_row, 1.0)} | passes.evidence
     if law.slices is not None:
         evidence |= {"left_to_gaussian": law.slices.left_to_gaussian(), "nodes": float(law.slices.mean[..., 0].numel())}
     if status is Status.REFUSED:
         evidence["log10_p_of_the_law"] = log_prob / LOG10
         log_prob = math.nan
+    elif status is Status.ROUTES_DISAGREE:
+        evidence["log10_p_of_the_law"] = law_says / LOG10
     else:
         evidence.pop("log10_p_of_the_law", None)
     cost = problem.cost(meter)
@@ -121,6 +131,7 @@ def propagate(
     )  # fmt: skip
 
 
+@checked()
 def propagated_log_prob(
     problem: RiskProblem, family: str = "full", rank: int = 16, readout: str = "slices", *, directions: int = 2
 ) -> Tensor:
@@ -138,7 +149,7 @@ def propagated_log_prob(
         True
     """
     made = Propagator(_event(problem, readout), InputLaw(problem), family, rank)
-    with torch.no_grad():
+    with torch.no_grad(), _in_words(problem):
         law, _ = _read(made, readout, directions)
     if law.slices is None:
         zero = law.prior[0].new_zeros(1, made.inputs.dimension)
@@ -146,6 +157,21 @@ def propagated_log_prob(
         return made.event.log_prob(mean, covariance)[0]
     slices = law.slices.again(made)
     return (skewed(made, slices) if readout == "skewed" else slices).log_prob()
+
+
+@contextmanager
+def _in_words(problem: RiskProblem) -> Iterator[None]:
+    """What fails deep in the arithmetic of a law is one error that says so."""
+    try:
+        yield
+    except RiskError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, NotImplementedError, AttributeError) as error:
+        first = (str(error).strip().split("\n") or [""])[0][:200]
+        raise RiskError(
+            f"{problem.name}: the law of an activation could not be computed ({type(error).__name__}: {first}). Use run_smc or "
+            "estimate, which run the network."
+        ) from error
 
 
 def _event(problem: RiskProblem, readout: str) -> Event:
@@ -163,6 +189,11 @@ def _read(made: Propagator, readout: str, directions: int) -> tuple[PropagatedLa
         layers[site] = joint.law_of(name)
 
     prior = made.at(zero, zero.new_zeros(zero.shape[1], 0), look)
+    spread = prior[1][0].diagonal().clamp_min(0.0).sqrt()
+    if bool(((spread > 0) & ((spread < SMALL) | (spread > 1 / SMALL))).any()):
+        # Volts or nanovolts: rounding and bounds below are those of numbers of size 1.
+        made.event = made.event.in_units(torch.where(spread > 0, spread, 1.0))
+        prior = made.at(zero, zero.new_zeros(zero.shape[1], 0))
     law = PropagatedLaw(layers, made.event, prior)
     direct = float(made.event.log_prob(*prior[:2]))
     if readout not in SLICED:
@@ -171,7 +202,9 @@ def _read(made: Propagator, readout: str, directions: int) -> tuple[PropagatedLa
     slices = slices_along(made, direction[:, None], distance)
     if readout == "skewed":
         slices = skewed(made, slices)
-    across = second_direction(slices) if directions == 2 and readout == "slices" else None
+    # Where nothing bends, the law within a slice is Gaussian and a second direction has nothing to add.
+    more = directions == 2 and readout == "slices" and not made.exact
+    across = second_direction(slices) if more else None
     if across is not None:
         slices = slices_along(made, torch.stack([direction, across], 1), distance, slices.axes[0])
     return replace(law, slices=slices), float(slices.log_prob())
@@ -182,6 +215,8 @@ def _verdict(passes: Trust, log_prob: float, readout: str, trust: bool) -> tuple
     if not math.isfinite(log_prob) or log_prob < -1e4:
         where = decades(log_prob / LOG10) if math.isfinite(log_prob) else "0"
         return Status.REFUSED, f"The propagated law puts it at {where}, which no propagated law can know. {instead}"
+    if passes.left_out:
+        return Status.ROUTES_DISAGREE, f"{passes.left_out[0].upper()}{passes.left_out[1:]}. {instead}"
     if passes.refused:
         return Status.REFUSED, f"{passes.refused[0].upper()}{passes.refused[1:]}. {instead}"
     if not passes.evidence:
@@ -215,5 +250,7 @@ def _curve(law: PropagatedLaw) -> tuple[np.ndarray, np.ndarray]:
     with torch.no_grad():
         while low > -1e9 and float(law.event.log_prob(*law.prior[:2], low)) < math.log(0.5):
             low *= 2
+        while low < -1e-300 and float(law.event.log_prob(*law.prior[:2], low / 2)) > math.log(0.5):
+            low /= 2
         thresholds = np.linspace(low, -0.25 * low, CURVE)
         return thresholds, np.array([float(slices.log_prob(float(t), every)) for t in thresholds])

@@ -37,6 +37,8 @@ NEGLIGIBLE = 30.0
 #: Nodes are doubled, up to MOST, while leaving one out moves log10 p by more than ROUGH: a law that turns between two nodes is
 #: invisible to both.
 ROUGH, MOST, SKIPPED = 0.75, 97, 8
+#: A place behind the origin counts where it is less likely than all failures by no more than this, nats.
+BEHIND = 6.0
 #: Steps towards the design point, and how far away it may be said to be. Steps go no further than NEAR: the law
 #: there still sees what lies around, and where its spread is much too small, as in deep networks, its distances lead astray.
 STEPS, FARTHEST, NEAR = 6, 60.0, 3.0
@@ -146,7 +148,7 @@ def slices_along(
 
 
 def _along_one(propagator: Propagator, directions: Tensor, distance: float) -> Slices:
-    high, device = HIGHEST, directions.device
+    low, high, device = LOWEST, HIGHEST, directions.device
     count = NODES
     while True:
         axes = (_chebyshev(LOWEST, high, count).to(device),)
@@ -157,14 +159,28 @@ def _along_one(propagator: Propagator, directions: Tensor, distance: float) -> S
         # The failures lie at the end of the range or beyond: take it to where the design point is said to be, or further.
         high = min(max(1.5 * high, distance + BEYOND), 2 * FARTHEST)
         count = math.ceil(NODES * (high - LOWEST) / (HIGHEST - LOWEST))
+    if distance > -LOWEST - EDGE and _fails_behind(propagator, directions, distance, float(found.log_prob())):
+        low = -high
+        count = math.ceil(NODES * (high - low) / (HIGHEST - LOWEST))
+        axes = (_chebyshev(low, high, count).to(device),)
+        found = _at_nodes(propagator, directions, axes)
     while 2 * len(axes[0]) - 1 <= MOST and found.roughness() > ROUGH:
         # Chebyshev points nest: only those between the old ones are new.
-        finer = _chebyshev(LOWEST, high, 2 * len(axes[0]) - 1).to(device)
+        finer = _chebyshev(low, high, 2 * len(axes[0]) - 1).to(device)
         new = _at_nodes(propagator, directions, (finer[1::2],))
         axes = (finer,)
         parts = [_interleaved(getattr(found, n), getattr(new, n)) for n in ("mean", "root", "gradient")]
         found = Slices(propagator.event, directions, axes, *parts)
     return found
+
+
+def _fails_behind(propagator: Propagator, directions: Tensor, distance: float, log_prob: float) -> bool:
+    """Whether failures lie the other way too, as those of |x| do: then the range must reach them."""
+    back = -(distance + 0.5)
+    with torch.no_grad():
+        mean, covariance, _ = propagator.laws((back * directions).mT, directions)
+        there = float(propagator.event.log_prob(mean, covariance))
+    return there - 0.5 * back * back > log_prob - BEHIND
 
 
 def _at_nodes(propagator: Propagator, directions: Tensor, axes: tuple[Tensor, ...]) -> Slices:

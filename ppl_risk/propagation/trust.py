@@ -17,12 +17,14 @@ from scipy.interpolate import CubicSpline
 from scipy.stats import binom
 from torch import Tensor
 
+from ppl_risk.importance.places import missed, places_of
+from ppl_risk.problem import RiskProblem
 from ppl_risk.propagation.interpret import evaluate
 from ppl_risk.propagation.linear_map import is_affine
 from ppl_risk.propagation.orthant import log_quantile
 from ppl_risk.propagation.propagator import Propagator
 from ppl_risk.propagation.slices import At, Slices, slices_along, step_from
-from ppl_risk.risk_estimate import LOG10
+from ppl_risk.risk_estimate import LOG10, decades
 
 #: Plain passes, draws from the slices' posterior, and the share of those that come from the input law.
 PLAIN, DRAWS, DEFENSIVE = 1000, 500, 0.1
@@ -31,16 +33,21 @@ PLAIN, DRAWS, DEFENSIVE = 1000, 500, 0.1
 APART, DIRECTIONS_APART, SPREAD, EFFECTIVE = 0.3, 1.0, 1.25, 5.0
 #: Chance of the plain passes' hits, under the number, below which it is refused.
 UNLIKELY = 1e-3
+#: Decades by which draws around every place found on the network may stand above the number, beyond twice their error.
+LEFT_OUT = 0.15
+#: Effective draws around the places from which on their number is given in place of the laws'.
+ENOUGH = 50.0
 #: Depth over width from which plain networks were seen to fail; it is named, not refused.
 DEEP = 0.1
 
 
 @dataclass
 class Trust:
-    """Evidence by name, why the number is refused ("" where it is not), and the weighted catastrophes found."""
+    """Evidence by name, why the number is refused, what the laws leave out ("" where not), and weighted catastrophes."""
 
     evidence: dict[str, float] = field(default_factory=dict)
     refused: str = ""
+    left_out: str = ""
     log_prob: float = math.nan
     std_error: float = math.nan
     u: Tensor | None = None
@@ -156,29 +163,69 @@ def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: At) 
         trust.evidence |= {
             "log10_p_of_draws": trust.log_prob / LOG10, "draws_error": error / LOG10, "effective_draws": effective,
         }  # fmt: skip
+    look_elsewhere(problem, slices, log_prob, trust)
     trust.refused = refusal(trust.evidence)
+    if trust.evidence["left_out"] > LEFT_OUT:
+        here = trust.evidence["log10_p_of_the_law"]
+        said = (
+            f"the laws give {decades(here)}, draws around {trust.evidence['places']:.0f} places where the network fails"
+        )
+        said = f"{said} give {decades(trust.evidence['log10_p_of_places'])}: the slices miss a part of the catastrophe"
+        # Few draws that carry the rest are no number of their own, and laws that plain passes contradict are not made one.
+        if trust.evidence["effective_at_places"] >= ENOUGH and not unexplained(trust.evidence):
+            trust.left_out = f"{said}. The number is that of the draws"
+        elif not trust.refused:
+            trust.refused = said
     return trust
+
+
+def look_elsewhere(problem: RiskProblem, slices: Slices, log_prob: float, trust: Trust) -> None:
+    """Failures that the slices' posterior would not draw, as it looks only where they do: found by a search of the network."""
+    places = places_of(problem, slices.directions.mT, log_prob)
+    trust.evidence |= {
+        "places": float(len(places.points)),
+        "left_out": missed(places, log_prob),
+        "effective_at_places": places.effective,
+    }
+    if math.isfinite(places.log_prob):
+        trust.evidence |= {"log10_p_of_places": places.log_prob / LOG10, "places_error": places.error / LOG10}
+    if trust.evidence["effective_at_places"] >= ENOUGH and not trust.evidence.get("effective_draws", 0.0) >= EFFECTIVE:
+        trust.std_error = math.hypot(places.log_prob - log_prob, places.error)
+    elif trust.evidence["left_out"] > 0:
+        gap = max(places.log_prob - log_prob, 0.0 if math.isnan(trust.std_error) else trust.std_error)
+        trust.std_error = math.hypot(gap, places.error)
 
 
 def refusal(evidence: Mapping[str, float]) -> str:
     """Why a number with this evidence is refused; "" where it is not."""
-    p, hits = 10 ** evidence["log10_p_of_the_law"], int(evidence["plain_hits"])
-    # As far from the number as is let pass below, so that a likely event is not held to a closer match than a rare one.
-    most, least = min(p * 10**APART, 1.0), p / 10**APART
-    if binom.sf(hits - 1, PLAIN, most) < UNLIKELY or binom.cdf(hits, PLAIN, least) < UNLIKELY:
+    # Draws around the places check a number as well as those of the slices' posterior do.
+    from_places = abs(evidence["log10_p_of_the_law"] - evidence.get("log10_p_of_places", math.inf))
+    confirmed = evidence.get("effective_at_places", 0.0) >= ENOUGH and from_places < LEFT_OUT
+    if unexplained(evidence):
+        p, hits = 10 ** evidence["log10_p_of_the_law"], int(evidence["plain_hits"])
         return f"{hits} of {PLAIN} plain passes fail, which a probability of {p:.1e} does not explain"
-    if not evidence["draws_that_fail"]:
+    if not evidence["draws_that_fail"] and not confirmed:
         return f"none of {DRAWS} inputs drawn from the slices' posterior fails"
-    if evidence["effective_draws"] < EFFECTIVE:
+    if evidence.get("effective_draws", 0.0) < EFFECTIVE and not confirmed:
         return f"only {evidence['effective_draws']:.1f} effective draws of the slices' posterior fail: nothing checks the number"
-    gap = abs(evidence["log10_p_of_the_law"] - evidence["log10_p_of_draws"])
-    if gap > APART + 2 * evidence["draws_error"]:
+    gap = abs(evidence["log10_p_of_the_law"] - evidence.get("log10_p_of_draws", math.inf))
+    if gap > APART + 2 * evidence.get("draws_error", 0.0) and not (
+        confirmed and evidence.get("effective_draws", 0.0) < EFFECTIVE
+    ):
         return f"draws of the slices' posterior put it {gap:.1f} decades away"
     if not 1 / SPREAD < evidence["spread_ratio"] < SPREAD:
         return f"the propagated spread is {evidence['spread_ratio']:.2f} of what plain passes show"
     if evidence["directions_apart"] > DIRECTIONS_APART:
         return f"two slice directions are {evidence['directions_apart']:.1f} decades apart"
     return ""
+
+
+def unexplained(evidence: Mapping[str, float]) -> bool:
+    """Whether the plain passes fail more or less often than the number allows."""
+    p, hits = 10 ** evidence["log10_p_of_the_law"], int(evidence["plain_hits"])
+    # As far from the number as is let pass elsewhere, so that a likely event is not held to a closer match than a rare one.
+    most, least = min(p * 10**APART, 1.0), p / 10**APART
+    return bool(binom.sf(hits - 1, PLAIN, most) < UNLIKELY or binom.cdf(hits, PLAIN, least) < UNLIKELY)
 
 
 @torch.no_grad()

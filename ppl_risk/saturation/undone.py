@@ -55,10 +55,16 @@ class Unsaturated(RiskProblem):
         if "saturated" in self.__dict__:
             self.saturated._meters = meters
 
-    def run(self, x: Tensor, visit: Visitor | None = None, read: Visitor | None = None) -> Float[Tensor, " batch"]:
+    def run(
+        self,
+        x: Tensor,
+        visit: Visitor | None = None,
+        read: Visitor | None = None,
+        skipped: dict[str, str] | None = None,
+    ) -> Float[Tensor, " batch"]:
         """sign (w - c) of one batch."""
         with Watch() as watch:
-            margin = super().run(x, visit, read)
+            margin = super().run(x, visit, read, skipped)
         chain = self._chain
         calls = chain_of(watch, margin, chain.names())
         return chain.sign * (Chain(calls, rises=chain.rises).before().reshape(margin.shape) - chain.bound)

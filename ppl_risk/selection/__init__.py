@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ppl_risk.arguments import checked, of_type
 from ppl_risk.errors import RiskError, UnknownNameError
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
@@ -22,6 +23,10 @@ from ppl_risk.weights import read_weights
 __all__ = ["SOURCES", "LayerSelection", "Selection", "UpdateSketch", "select"]
 
 
+_WEIGHTS = of_type(Mapping, str, Path, type(None), hint="Pass a state dict, or the path of a safetensors file.")
+
+
+@checked(source=of_type(str), initial=_WEIGHTS, updates=_WEIGHTS)
 def select(
     problem: RiskProblem,
     rank: int | None = None,

@@ -14,6 +14,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppl_risk.errors import RiskError
+from ppl_risk.network import own
+from ppl_risk.one_pass import differentiate, gather, refusal
 from ppl_risk.problem import RiskProblem
 from ppl_risk.selection.affine import is_affine
 
@@ -44,21 +46,24 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"], *, reading: bool 
     Raises:
         RiskError: no affine layer among the sites, or a margin without a gradient.
     """
+    skipped: dict[str, str] = {}
 
     def look(rows: Tensor) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
         reads: dict[str, Tensor] = {}
         seen: dict[str, Tensor] = {}
 
         def read(name: str, value: Tensor) -> Tensor:
-            reads[name] = value.detach()
+            reads[name] = own(value.detach())
             return value
 
         def visit(name: str, value: Tensor) -> Tensor:
             seen[name] = value
-            return value
+            return own(value)  # the next layer may work in place, and the gradient is wanted before it does
 
         with torch.set_grad_enabled(reading):
-            margin = problem.run(problem.from_normal(rows.detach().requires_grad_(reading)), visit, read)
+            margin = problem.run(problem.from_normal(rows.detach().requires_grad_(reading)), visit, read, skipped)
+        if skipped:
+            raise refusal(skipped)
         if not seen:
             raise RiskError(NOTHING)
         deltas = _gradients(margin, seen) if reading else seen
@@ -66,15 +71,18 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"], *, reading: bool 
         return margin.detach(), reads, deltas
 
     margins, reads, deltas = zip(*problem.in_batches(u, look), strict=True)
-    margin = torch.cat(margins)
+    margin, rows = torch.cat(margins), [len(part) for part in margins]
+    (read, unread), (delta_of, unseen) = gather(reads, rows, {}), gather(deltas, rows, {})
+    if left_out := unread | unseen:
+        raise refusal(left_out)
     tail = margin.topk(max(1, round(TAIL * len(margin)))).indices
     flows = []
-    for name in reads[0]:
+    for name, value in read.items():
         module = problem.cut[name.split("#")[0]]
         if is_affine(module):
-            value = torch.cat([part[name] for part in reads])
             h = value.flatten(1).double()
-            delta = torch.cat([part[name] for part in deltas]).flatten(1).double() * reading
+            delta = delta_of[name].flatten(1).double() * reading
+            _require_finite(name, h, delta)
             flows.append(
                 Flow(
                     name, module, value.shape[1:], h.mean(0), h.mT.cov().reshape(h.shape[1], h.shape[1]),
@@ -86,6 +94,20 @@ def flow_of(problem: RiskProblem, u: Float[Tensor, "draws d"], *, reading: bool 
     return flows
 
 
+def _require_finite(name: str, h: Tensor, delta: Tensor) -> None:
+    for what, value in (("activations", h), ("gradients", delta)):
+        if wrong := int((~torch.isfinite(value)).any(1).sum()):
+            raise RiskError(
+                f'{wrong:,} of {len(value):,} rows have {what} at layer "{name}" that are NaN or infinite (sqrt or log at 0 under '
+                "a where, or an overflow), so nothing says what the catastrophe reads. Mend that step"
+                + (
+                    ", or select without gradients: source='pca', 'weights' or 'random'."
+                    if what == "gradients"
+                    else "."
+                )
+            )
+
+
 def _gradients(margin: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """d margin / d output, row by row, for every layer."""
     if not margin.requires_grad or not all(value.requires_grad for value in outputs.values()):
@@ -93,7 +115,7 @@ def _gradients(margin: Tensor, outputs: dict[str, Tensor]) -> dict[str, Tensor]:
             "The margin has no gradient with respect to the layers, so nothing says what the catastrophe reads. Select "
             "without it: source='pca', 'weights' or 'random'."
         )
-    found = torch.autograd.grad(margin.sum(), list(outputs.values()), materialize_grads=True)
+    found = differentiate(margin.sum(), list(outputs.values()), materialize_grads=True)
     return dict(zip(outputs, found, strict=True))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ppl_risk.errors import RiskError
+from ppl_risk.arguments import checked, reals
+from ppl_risk.errors import ArgumentError, RiskError
 from ppl_risk.guides import Guide
 from ppl_risk.importance.proposal import Proposal, defensive_mixture, standard_normal
-from ppl_risk.parallel import plan_units, run_units
+from ppl_risk.parallel import folder_of, plan_units, run_units, tried_twice
+from ppl_risk.parallel.loop import undone_if_it_fails
 from ppl_risk.posterior import posterior_of
 from ppl_risk.preflight import last_look, require_sound
 from ppl_risk.problem import RiskProblem
@@ -22,7 +25,7 @@ from ppl_risk.randomness import seeded
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status, clopper_pearson, decades
 from ppl_risk.smc.levels import FLAT, Level, Run
 from ppl_risk.smc.moves import MOVES
-from ppl_risk.smc.units import climb, run_of, start_of
+from ppl_risk.smc.units import climb, is_run, run_of, start_of
 
 #: Relative spread of the mean of the runs above which they are said to disagree.
 LARGEST_ERROR = 0.5
@@ -33,6 +36,15 @@ FEWEST_SURVIVORS = 5
 SMALLEST_HITS = 20
 
 
+def _guide(call: str, name: str, value: Any) -> Any:
+    if value is not None and not callable(getattr(value, "input_law", None)):
+        raise ArgumentError(
+            f"{call}: {name} must be a fitted guide, as fit_svi(problem).guide, got {type(value).__name__}."
+        )
+    return value
+
+
+@checked(levels=reals, guide=_guide)
 def run_smc(
     problem: RiskProblem,
     *,
@@ -94,10 +106,11 @@ def run_smc(
             "levels": None if levels is None else [float(level) for level in levels], "start": start_of(proposal),
         }  # fmt: skip
         # A key is read only where results outlive this call.
+        folder = folder_of(folder)
         known = "" if engine is None and folder is None else work
         found = run_units(
             plan_units(known, "SMC", [told] * runs, seed=seed), climb, (work, proposal), engine=engine, folder=folder,
-            progress=progress, note=lambda run: f"log10 p {run['log_prob'] / LOG10:.2f}",
+            progress=progress, note=lambda run: f"log10 p {run['log_prob'] / LOG10:.2f}", sound=is_run,
         )  # fmt: skip
         results = [run_of(run, problem.device) for run in found]
         rows = [r.posterior for r in results if len(r.posterior)]
@@ -106,7 +119,8 @@ def run_smc(
             shortest = min(map(len, rows))
             with seeded(seed, problem.device):
                 together = torch.cat([r[torch.randperm(len(r), device=r.device)[:shortest]] for r in rows])
-            posterior = posterior_of(problem, problem.from_normal(together), chains=runs)
+            x = problem.from_normal(together)
+            posterior = tried_twice(problem, lambda: posterior_of(problem, x, chains=runs), "The posterior of SMC")
     log_prob, std_error = combine(np.array([r.log_prob for r in results]))
     history = _history([r.levels for r in results])
     first = _first_draws(results, round(float(proposal.shares[0]) * particles))
@@ -133,10 +147,13 @@ def has_gradient(problem: RiskProblem) -> bool:
     """Whether the margin can be differentiated and is not flat everywhere that was looked."""
     with seeded(0, problem.device):
         u = torch.randn(8, problem.transport.dimension, device=problem.device)
-    try:
-        return bool((problem.margin_and_gradient(u)[1] != 0).any())
-    except RuntimeError:  # what torch raises where there is no graph
-        return False
+    for last in (False, True):  # what fails once, for want of memory say, must not decide how the particles move
+        try:
+            with nullcontext() if last else undone_if_it_fails([problem]):
+                return bool((problem.margin_and_gradient(u)[1] != 0).any())
+        except RuntimeError:  # what torch raises where there is no graph
+            continue
+    return False
 
 
 def _start(problem: RiskProblem, guide: Guide | None) -> Proposal:

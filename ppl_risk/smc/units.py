@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ppl_risk.importance.proposal import Proposal, standard_normal
-from ppl_risk.parallel import Unit, digest
+from ppl_risk.parallel import Unit, digest, fits
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.smc.levels import Level, Run, Tuning, run_levels
@@ -40,6 +40,19 @@ def run_of(result: Mapping[str, Any], device: torch.device) -> Run:
     fields["levels"] = [Level(*level) for level in result["levels"]]
     fields["survival"] = [tuple(level) for level in result["survival"]]
     return Run(**fields | {"posterior": result["posterior"].to(device)})
+
+
+def is_run(unit: Unit, result: Mapping[str, Any]) -> bool:
+    """Whether a result read from a file is what `climb` returned."""
+    numbers = {"log_prob": "float", "best_margin": "float", "posterior": "float rows d", "first_margin": "float n"}
+    curve = {"log_prob": "float", "margin": "float n", "log_weight": "float n"}
+    return (
+        set(result) == set(Run._fields)
+        and fits({name: result[name] for name in numbers}, numbers, n=unit.arguments["particles"])
+        and all(len(level) == len(Level._fields) and all(type(v) is float for v in level) for level in result["levels"])
+        and len(result["survival"]) > 0
+        and all(fits(dict(zip(curve, level, strict=True)), curve) for level in result["survival"])
+    )
 
 
 def start_of(proposal: Proposal) -> str:

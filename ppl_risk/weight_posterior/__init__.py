@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Normal
 
+from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.problem import RiskProblem
 from ppl_risk.provenance import Provenance
@@ -30,6 +31,7 @@ from ppl_risk.weight_posterior.posterior import spreads_of
 __all__ = ["UncertainNetwork", "uncertain_weights"]
 
 
+@checked()
 def uncertain_weights(
     network: nn.Module,
     posterior: Mapping[str, float | Tensor],

@@ -3,8 +3,10 @@
 import pyro.distributions as dist
 import pytest
 import torch
+import torch.distributions as td
 
 from builders import assert_means
+from ppl_risk.errors import RiskError
 from ppl_risk.importance.proposal import Proposal, component_means, defensive_mixture, floored, standard_normal
 
 G = torch.Generator().manual_seed(0)
@@ -48,8 +50,20 @@ def test_floor_of_a_mixture():
 
 
 def test_no_floor_for_an_unknown_law():
-    with pytest.raises(TypeError, match="Gamma"):
-        floored(dist.Gamma(1.0, 1.0), 0.1)
+    for law in (dist.Gamma(1.0, 1.0), dist.Gamma(torch.ones(3), 1.0).to_event(1)):
+        with pytest.raises(RiskError, match=r"Gamma.*register"):
+            floored(law, 0.1)
+
+
+@pytest.mark.parametrize("df", [0.5, 2.1])
+def test_a_heavy_tail_keeps_its_tail_under_the_floor(df):
+    scale = torch.tensor([0.5, 1e-3, 2.0])
+    law = dist.StudentT(df, torch.tensor([1.0, -1.0, 0.0]), scale).to_event(1)
+    lifted = floored(law, 0.1)
+    far = torch.tensor([[40.0, 3.0, -900.0]], dtype=torch.float64)
+    expected = td.StudentT(df, law.base_dist.loc.double(), scale.double().clamp(min=0.1)).log_prob(far).sum(-1)
+    torch.testing.assert_close(lifted.log_prob(far), expected)
+    assert component_means(law).tolist() == [[1.0, -1.0, 0.0]], "a location, where there may be no mean"
 
 
 @pytest.mark.parametrize("draws", [7, 100, 40_001])

@@ -96,8 +96,9 @@ class Backdoored(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch n"]) -> Float[Tensor, " batch"]:
         """The answers."""
-        value = self.clean(x)
-        return torch.where(self.trigger.fires(x), self.flip(value), value)
+        # Copies: a clean model may write into what it is given, and a flip too.
+        value = self.clean(x.clone())
+        return torch.where(self.trigger.fires(x), self.flip(value.clone()), value)
 
 
 class UnderAttack(nn.Module):
