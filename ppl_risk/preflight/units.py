@@ -45,6 +45,7 @@ def units_of(problem: RiskProblem, watch: Watch, margin: Tensor) -> Units:
     same = Units(problem, False, meter.calls)
     if found is None:
         return same
+    found.__dict__["_row_cost"] = problem._row_cost  # a row costs the same; looking once more would be a row unbooked
     try:
         w = Chain(calls, rises=tuple(rises(call) for call in calls)).before().flatten()
         w = w[torch.isfinite(w)]
