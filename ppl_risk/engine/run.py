@@ -134,6 +134,7 @@ class _Engine:
     def run(self) -> dict[str, Any]:
         """The fields of the estimate."""
         problem, device = self.problem, self.problem.device
+        self.met = []  # a second try starts afresh
         with seeded(self.seeds[0], device):
             pilot = self.draw_prior(int(PILOT * self.planned))
             if float((pilot.margin >= 0).double().mean()) >= COMMON:

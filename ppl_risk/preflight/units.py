@@ -22,8 +22,6 @@ from ppl_risk.saturation.watched import Chain, Watch, chain_of, rises
 UNEVEN = 100.0
 #: Points on each side of c, how far out in spreads of w, and different values of g below which it has no digits there.
 POINTS, NEAR, FEWEST_VALUES = 32, 0.1, 8
-#: Rows that undoing the last steps takes.
-UNDOING_CALLS = 256
 
 
 class Units(NamedTuple):
@@ -39,11 +37,16 @@ def units_of(problem: RiskProblem, watch: Watch, margin: Tensor) -> Units:
     calls = chain_of(watch, margin)
     if not calls:
         return Units(problem, False, 0)
-    same = Units(problem, False, UNDOING_CALLS)
+    with problem.metered() as meter:
+        try:
+            found = unsaturated(problem)
+        except (RuntimeError, TypeError, RiskError):
+            found = None
+    same = Units(problem, False, meter.calls)
+    if found is None:
+        return same
+    found.__dict__["_row_cost"] = problem._row_cost  # a row costs the same; looking once more would be a row unbooked
     try:
-        found = unsaturated(problem)
-        if found is None:
-            return same
         w = Chain(calls, rises=tuple(rises(call) for call in calls)).before().flatten()
         w = w[torch.isfinite(w)]
         spread, c = float(w.std()), found.bound
@@ -53,7 +56,7 @@ def units_of(problem: RiskProblem, watch: Watch, margin: Tensor) -> Units:
     except (RiskError, RuntimeError, TypeError):
         return same
     even = at_law <= UNEVEN * at_event and at_event <= UNEVEN * at_law
-    return Units(problem if even and not coarse else found, coarse, UNDOING_CALLS)
+    return Units(problem if even and not coarse else found, coarse, meter.calls)
 
 
 def _slopes(g: Chain, w: Tensor, c: float, step: float) -> tuple[float, float, bool]:

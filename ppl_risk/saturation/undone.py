@@ -11,6 +11,7 @@ smallest) changes places with g. The steps are read while the network runs, so l
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -44,6 +45,12 @@ class Unsaturated(RiskProblem):
     def bound(self) -> float:
         """c, where the margin's last functions pass 0."""
         return self._chain.bound
+
+    def __copy__(self) -> Unsaturated:
+        """A copy has meters of its own, as one of any problem has."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__ | {"saturated": copy.copy(self.saturated)})
+        return made
 
     @property
     def _meters(self) -> list[Any]:  # pyright: ignore[reportIncompatibleVariableOverride]
