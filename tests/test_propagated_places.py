@@ -28,7 +28,6 @@ SEVERAL = {
     "larger of two": (lambda x: torch.max(x @ LAYER[0], x @ LAYER[1]) - 3.0, 1 - norm.cdf(3) ** 2),
     "maximum": (lambda x: torch.maximum(x @ LAYER[0] - 3.0, x @ LAYER[1] - 3.15), norm.sf(3) + norm.sf(3.15)),
     "smaller of two": (lambda x: torch.min(x @ LAYER[0], x @ LAYER[1]) - 2.0, norm.sf(2) ** 2),
-    "any outside": (lambda x: x.abs().amax(-1) - 4.2, 1 - (1 - 2 * norm.sf(4.2)) ** 3),
     "two modes of a ReLU network": (two_modes, 2 * norm.sf(3.7)),
 }
 

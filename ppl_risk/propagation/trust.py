@@ -33,8 +33,12 @@ PLAIN, DRAWS, DEFENSIVE = 1000, 500, 0.1
 APART, DIRECTIONS_APART, SPREAD, EFFECTIVE = 0.3, 1.0, 1.25, 5.0
 #: Chance of the plain passes' hits, under the number, below which it is refused.
 UNLIKELY = 1e-3
+#: The factor for the standard deviations where two independent sets of draws give the number.
+WIDE = 1.6
 #: Decades by which draws around every place found on the network may stand above the number, beyond twice their error.
-LEFT_OUT = 0.15
+LEFT_OUT = 0.08
+#: Decades within which draws confirm a number, and effective draws that one of the two sets must have.
+CLOSE, FEW = 0.15, 20.0
 #: Effective draws around the places from which on their number is given in place of the laws'.
 ENOUGH = 50.0
 #: Depth over width from which plain networks were seen to fail; it is named, not refused.
@@ -200,22 +204,26 @@ def refusal(evidence: Mapping[str, float]) -> str:
     """Why a number with this evidence is refused; "" where it is not."""
     # Draws around the places check a number as well as those of the slices' posterior do.
     from_places = abs(evidence["log10_p_of_the_law"] - evidence.get("log10_p_of_places", math.inf))
-    confirmed = evidence.get("effective_at_places", 0.0) >= ENOUGH and from_places < LEFT_OUT
+    confirmed = evidence.get("effective_at_places", 0.0) >= ENOUGH and from_places < CLOSE
     if unexplained(evidence):
         p, hits = 10 ** evidence["log10_p_of_the_law"], int(evidence["plain_hits"])
         return f"{hits} of {PLAIN} plain passes fail, which a probability of {p:.1e} does not explain"
     if not evidence["draws_that_fail"] and not confirmed:
         return f"none of {DRAWS} inputs drawn from the slices' posterior fails"
-    if evidence.get("effective_draws", 0.0) < EFFECTIVE and not confirmed:
+    fewest = EFFECTIVE if evidence.get("effective_at_places", math.inf) >= FEW else FEW
+    if evidence.get("effective_draws", 0.0) < fewest and not confirmed:
         return f"only {evidence['effective_draws']:.1f} effective draws of the slices' posterior fail: nothing checks the number"
     gap = abs(evidence["log10_p_of_the_law"] - evidence.get("log10_p_of_draws", math.inf))
     if gap > APART + 2 * evidence.get("draws_error", 0.0) and not (
         confirmed and evidence.get("effective_draws", 0.0) < EFFECTIVE
     ):
         return f"draws of the slices' posterior put it {gap:.1f} decades away"
-    if not 1 / SPREAD < evidence["spread_ratio"] < SPREAD:
+    # A law in the middle that is somewhat off, or directions that turn, are no fault of a number that both kinds of draws give.
+    twice = confirmed and gap < CLOSE and evidence.get("effective_draws", 0.0) >= ENOUGH
+    spread = WIDE if twice else SPREAD
+    if not 1 / spread < evidence["spread_ratio"] < spread:
         return f"the propagated spread is {evidence['spread_ratio']:.2f} of what plain passes show"
-    if evidence["directions_apart"] > DIRECTIONS_APART:
+    if evidence["directions_apart"] > DIRECTIONS_APART and not twice:
         return f"two slice directions are {evidence['directions_apart']:.1f} decades apart"
     return ""
 
