@@ -125,8 +125,8 @@ def _constant(problem: RiskProblem, margin: Tensor) -> RiskError:
     if bool((margin != margin[0]).any()):
         return RiskError(
             f"{problem.name}: the margin changes with the input, but no recorded operator carries the input there: NumPy, "
-            ".tolist(), torch.func or gradients inside forward hide it. Write it with torch operators, or use run_smc, which only runs the "
-            "network."
+            ".tolist(), torch.func or gradients inside forward hide it. Write it with torch operators, or use run_smc, which "
+            "only runs the network."
         )
     return ConstantMarginError(
         f"{problem.name}: The detector returns something that does not depend on the input: {float(margin[0]):.6g} for every row.",
