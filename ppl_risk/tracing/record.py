@@ -21,7 +21,8 @@ from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.tracing.replay import Replay
 from ppl_risk.tracing.tape import SITE, Tape
-from ppl_risk.tracing.verify import hold, margins, same_record, sample_rows
+from ppl_risk.tracing.twice import same_record
+from ppl_risk.tracing.verify import hold, margins, sample_rows
 
 T = TypeVar("T")
 
