@@ -129,10 +129,9 @@ def test_no_point_leaves_the_bounds_of_two_operators(pair):
 
     program = bounded(network, standard(6))
     centre = torch.randn(1, 1, 6, generator=torch.Generator().manual_seed(3)).double()
-    for kind, radius in (("box", 1.0), ("ball", 0.2)):
-        region = region_of(kind, centre, radius)
-        assert violations(program, region, rows=60) == set()
-        assert all(bool(end.isfinite().all()) for end in crown_bounds(program, region)[program.output.name])
+    region = region_of("box", centre, 1.0)
+    assert violations(program, region, rows=60) == set()
+    assert all(bool(end.isfinite().all()) for end in crown_bounds(program, region)[program.output.name])
 
 
 @pytest.mark.parametrize("name", OPERATORS)

@@ -20,7 +20,7 @@ Parents = tuple[str, ...]
 
 def layer_norm(program: Program, step: Step, parents: Parents) -> str | None:
     """`layer_norm`, its weights constant."""
-    if len(parents) > 1 or not isinstance(step.arguments[0], Ref):
+    if len(parents) != 1 or not isinstance(step.arguments[0], Ref):
         return None
     dims = tuple(range(-len(step.arguments[1]), 0))
     normed = _centred(program, parents[0], dims, math.prod(step.arguments[1]), float(step.argument(4, "eps", 1e-5)))
@@ -29,7 +29,7 @@ def layer_norm(program: Program, step: Step, parents: Parents) -> str | None:
 
 def group_norm(program: Program, step: Step, parents: Parents) -> str | None:
     """`group_norm`, and `instance_norm` on the statistics of each row; their weights constant."""
-    if len(parents) > 1 or not isinstance(step.arguments[0], Ref):
+    if len(parents) != 1 or not isinstance(step.arguments[0], Ref):
         return None
     shape = program.nodes[parents[0]].shape
     if step.op == "group_norm":
@@ -52,7 +52,7 @@ def group_norm(program: Program, step: Step, parents: Parents) -> str | None:
 def rms_norm(program: Program, step: Step, parents: Parents) -> str | None:
     """`rms_norm`, its weight constant; without an eps it is that of the network's type."""
     eps = step.argument(3, "eps")
-    if len(parents) > 1 or not isinstance(step.arguments[0], Ref):
+    if len(parents) != 1 or not isinstance(step.arguments[0], Ref):
         return None
     eps = torch.finfo(step.dtype or torch.float32).eps if eps is None else float(eps)
     dims = tuple(range(-len(step.arguments[1]), 0))

@@ -1,8 +1,8 @@
 """Which tensors of a record share memory, and what was written over them.
 
 A record lists a write such as `y[:, :1] *= 3` as a multiplication of a view; that y changed too shows in memory alone. So the
-record is run once more on one row, as it stands, and each of its tensors is known by the places in memory that it covers. No write is done
-to the network's own tensors: those are copied, and share memory among the copies as they do in the network.
+record is run once more on one row, as it stands, and each of its tensors is known by the places in memory that it covers. No write
+is done to the network's own tensors: those are copied, and share memory among the copies as they do in the network.
 """
 
 from __future__ import annotations

@@ -21,7 +21,8 @@ from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
 from ppl_risk.tracing.replay import Replay
 from ppl_risk.tracing.tape import SITE, Tape
-from ppl_risk.tracing.verify import hold, margins, same_record, sample_rows
+from ppl_risk.tracing.twice import same_record
+from ppl_risk.tracing.verify import hold, margins, sample_rows
 
 T = TypeVar("T")
 
@@ -125,8 +126,8 @@ def _constant(problem: RiskProblem, margin: Tensor) -> RiskError:
     if bool((margin != margin[0]).any()):
         return RiskError(
             f"{problem.name}: the margin changes with the input, but no recorded operator carries the input there: NumPy, "
-            ".tolist(), torch.func or gradients inside forward hide it. Write it with torch operators, or use run_smc, which only runs the "
-            "network."
+            ".tolist(), torch.func or gradients inside forward hide it. Write it with torch operators, or use run_smc, which "
+            "only runs the network."
         )
     return ConstantMarginError(
         f"{problem.name}: The detector returns something that does not depend on the input: {float(margin[0]):.6g} for every row.",

@@ -14,14 +14,13 @@ from typing import Any
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
-from torch.fx import GraphModule, Node
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ppl_risk.errors import RiskError
 from ppl_risk.problem import BATCH_BYTES, RiskProblem
 from ppl_risk.randomness import seeded
-from ppl_risk.tracing.memory import attribute_of
 from ppl_risk.tracing.tape import Step, Tape
+from ppl_risk.tracing.twice import INSTEAD
 
 #: Rows of the law, and rows of a wider one.
 ROWS, WIDER = 64, 3.0
@@ -33,7 +32,6 @@ BATCH = 16
 AT_A_JUMP = 2
 #: A difference this large, in standard deviations of the margin, between the network's arithmetic and an exact one counts.
 ROUNDING_SEEN = 0.01
-INSTEAD = "Write it with torch operators, row by row (torch.where for a branch), or use run_smc or estimate, which only run it."
 
 
 def sample_rows(problem: RiskProblem, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -47,41 +45,6 @@ def sample_rows(problem: RiskProblem, seed: int = 0) -> tuple[Tensor, Tensor]:
             middle = x.double().mean(0, keepdim=True).to(x.dtype)
             wide = middle + WIDER * (problem.sample(ROWS) - middle) if x.is_floating_point() else problem.sample(ROWS)
     return x, wide
-
-
-def same_record(name: str, first: GraphModule, second: GraphModule) -> None:
-    """Two records of two rows list the same operators with the same constants.
-
-    Raises:
-        RiskError: they differ, or one reads numbers out of tensors; the step is named.
-    """
-    known: dict[Node, Node] = {}
-    after = "the input"
-    for a, b in zip(first.graph.nodes, second.graph.nodes, strict=False):
-        known[b] = a
-        if a.op == "call_function" and "site" in str(a.target):
-            after = f'the layer "{a.args[1]}"'
-        where = f"(step {a.name!r}, after {after})"
-        if a.op == "get_attr" and b.op == "get_attr":
-            one, other = (attribute_of(g, n) for g, n in ((first, a), (second, b)))
-            if isinstance(one, Tensor) and one is not other and not _equal(one, other):
-                raise RiskError(
-                    f"{name}: A number that the network computes from its input is hidden from the record {where}: NumPy, "
-                    f".tolist(), torch.func or gradients inside forward. {INSTEAD}"
-                )
-        elif "resolve_neg" in str(a.target) and not a.users and _from_input(a):
-            raise RiskError(
-                f"{name}: The network hands numbers to NumPy or to a list {where}, where no record follows. {INSTEAD}"
-            )
-        elif a.op != b.op or a.target != b.target or not _alike(a, b, known):
-            raise RiskError(
-                f"{name}: The network does not do the same with every row: two rows of the input law part at {_what(a)} and "
-                f"{_what(b)} {where}. A branch on a value, or a number that left torch, does this. {INSTEAD}"
-            )
-    if len(first.graph.nodes) != len(second.graph.nodes):
-        raise RiskError(
-            f"{name}: The network does not do the same with every row: two rows pass through different steps. {INSTEAD}"
-        )
 
 
 def hold(problem: RiskProblem, tape: Tape, x: Tensor, wide: Tensor, again: Callable[[Tensor], Tape | None]) -> None:
@@ -168,13 +131,13 @@ def run(
 @contextmanager
 def _without_a_word() -> Iterator[None]:
     """Operators that go row by row under vmap warn that they are slow; here that does not matter."""
-    torch._C._functorch._set_vmap_fallback_warning_enabled(False)
+    torch._C._functorch._set_vmap_fallback_warning_enabled(False)  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        torch._C._functorch._set_vmap_fallback_warning_enabled(True)
+        torch._C._functorch._set_vmap_fallback_warning_enabled(True)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _takes_many(tape: Tape, x: Tensor) -> bool:
@@ -267,49 +230,3 @@ def _spread(margin: Tensor) -> float:
         return 0.0
     low, high = finite.quantile(torch.tensor([1 / 6, 5 / 6], dtype=torch.float64, device=finite.device)).tolist()
     return (high - low) / 2
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return bool(a == b)
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(t) for t in (a, b)):
-        return False
-    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
-
-
-def _from_input(node: Node) -> bool:
-    todo, done = [node], set[Node]()
-    while todo:
-        one = todo.pop()
-        if one.op == "placeholder":
-            return True
-        done.add(one)
-        todo += [n for n in one.all_input_nodes if n not in done]
-    return False
-
-
-def _alike(a: Node, b: Node, known: dict[Node, Node]) -> bool:
-    """The same arguments and the same shape of the result."""
-
-    def plain(item: Any, names: dict[Node, Node] | None) -> Iterator[Any]:
-        if isinstance(item, Node):
-            yield (item if names is None else names.get(item, item)).name
-        elif isinstance(item, list | tuple):
-            yield "("
-            for one in item:
-                yield from plain(one, names)
-        elif isinstance(item, dict):
-            for key, one in item.items():
-                yield key
-                yield from plain(one, names)
-        else:
-            yield item if item == item else "nan"
-
-    shapes = [getattr(n.meta.get("val"), "shape", None) for n in (a, b)]
-    pair = [list(plain([n.args, n.kwargs], names)) for n, names in ((a, None), (b, known))]
-    return pair[0] == pair[1] and shapes[0] == shapes[1]
-
-
-def _what(node: Node) -> str:
-    name = getattr(node.target, "__name__", str(node.target)).split(".")[0]
-    return f'"{name}"'
