@@ -13,12 +13,14 @@ ROOT = Path(ppl_risk.__file__).parent
 FLOORS = (
     {
         "errors",
+        "files",
         "identity",
         "memory",
         "randomness",
         "normal",
         "network",
         "inputs",
+        "netcdf",
         "problem",
         "provenance",
         "risk_estimate",
@@ -46,7 +48,7 @@ FLOORS = (
         "mitigation",
     },
     {"comparison", "diagnostics", "plots"},
-    {"zoo", "report", "runs", "cli"},
+    {"zoo", "report", "runs", "app", "cli"},
 )
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(p for p in ROOT.rglob("*.py") if "_shipped" not in p.parts and p.name not in ("__main__.py",))
