@@ -46,6 +46,8 @@ def _run() -> int:
         code = app(exit_on_error=False, print_error=False, result_action="return_value")
     except (CycloptsError, RiskError) as error:
         message = str(error)
+        if isinstance(error.__cause__, OSError) and (command := stopping.resuming()):
+            message += f" Go on with: {command}"
     except OSError as error:
         place = f"{error.filename}: " if error.filename else ""
         message = f"{place}{error.strerror or error}"

@@ -123,7 +123,8 @@ def where(error: BaseException) -> str:
     """An error of somebody's code in one line: its type, where it was raised last, its message."""
     last = traceback.extract_tb(error.__traceback__)[-1:]
     place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
-    message = " ".join(str(error).split())[:300]
+    # torch appends its own C++ frames.
+    message = " ".join(str(error).partition("Exception raised from")[0].split())[:300]
     return f"{type(error).__name__}{place}: {message}"
 
 

@@ -83,7 +83,8 @@ def estimate(
     Example: ppl-risk estimate linear_gaussian smc svi_network --set dimension=200
     """
     # All that can be said without torch is said before it is loaded: it takes seconds.
-    from ppl_risk.app.request import Request, allow, read_request, spec
+    from ppl_risk.app import stopping
+    from ppl_risk.app.request import Request, allow, read_request, resume_command, spec
     from ppl_risk.errors import RiskError
     from ppl_risk.files import writable
     from ppl_risk.zoo import list_recipes
@@ -92,6 +93,7 @@ def estimate(
         request = read_request(resume)
         allow(request, resume, model, recipes, weights, seed)
         writable(resume)
+        stopping.resume_with(resume_command(request, resume))
     elif model:
         typed = list(dict.fromkeys(spec("inference", name) for name in recipes))
         kept = str(weights.resolve()) if weights else None

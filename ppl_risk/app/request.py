@@ -36,9 +36,12 @@ class Request:
     fingerprint: str = ""
 
     def labels(self) -> dict[str, str]:
-        """Recipe -> what tables call it: a file by its stem, and by the whole path where two share one."""
-        short = {r: Path(r).stem if "/" in r else r for r in self.recipes}
-        return {r: s if list(short.values()).count(s) == 1 else r for r, s in short.items()}
+        """Recipe -> what tables call it: a file by its stem, with as much of its path as tells it from the others."""
+        for parts in range(1, 1 + max(r.count("/") for r in self.recipes)):
+            short = {r: "/".join(Path(r).with_suffix("").parts[-parts:]) if "/" in r else r for r in self.recipes}
+            if len(set(short.values())) == len(short):
+                return short
+        return {r: r for r in self.recipes}
 
 
 def spec(kind: str, name: str) -> str:
@@ -151,7 +154,8 @@ def allow_parameters(request: Request, folder: Path, typed: Mapping[str, object]
             has = f"{name}={request.parameters[name]}" if name in request.parameters else f"no {name}"
             said = f"{name}={typed[name]}" if name in typed else f"no {name}"
             raise RiskError(
-                f"{folder} has {_quoted(has)}, and you typed {_quoted(said)}. Type what the run has: {resume_command(request, folder)}"
+                f"{folder} has {_quoted(has)}, and you typed {_quoted(said)}. Type what the run has: "
+                f"{resume_command(request, folder)}"
             )
 
 

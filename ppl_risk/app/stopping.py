@@ -35,6 +35,11 @@ def resume_with(command: str | None) -> None:
     _state["resume"] = command
 
 
+def resuming() -> str | None:
+    """That command, if a run has begun."""
+    return _state["resume"]
+
+
 def look() -> None:
     """Stop here if a signal came and what it raised was swallowed (Python ignores what is raised while it cleans up)."""
     if _state["signal"] is not None:
