@@ -53,7 +53,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     except SafetensorError as error:
         raise RiskError(f"{file.name} is not a readable safetensors file: {error}.") from error
     except pickle.UnpicklingError as error:
-        if "Unsupported" not in str(error):
+        if "unsupported" not in str(error).lower():
             raise RiskError(f"{file.name} is not a readable weights file: it is cut short or damaged.") from error
         raise UntrustedFileError(
             f"{file.name} holds Python code (a pickle of objects), not only weights. Not opened. {_ASK}"

@@ -81,7 +81,9 @@ def test_what_a_run_names_is_not_run(kind, command, foreign):
     record = json.loads(json.dumps(RECORD | NAMED[kind]).replace("{here}", str(foreign)))
     (foreign / "run.json").write_text(json.dumps(record))
     words = {"resume": ("estimate", "--resume", foreign), "show": ("show", foreign), "compare": ("compare", foreign)}
-    with pytest.raises(RiskError, match="code runs only if you type it" if command == "resume" else "no finished estimate"):
+    with pytest.raises(
+        RiskError, match="code runs only if you type it" if command == "resume" else "no finished estimate"
+    ):
         call(*words[command])
 
 
@@ -91,7 +93,9 @@ def test_typing_one_half_does_not_allow_the_other(foreign):
         call("estimate", "four_branches", "--resume", foreign)
     with pytest.raises(RiskError, match="type all of them"):
         call("estimate", "four_branches", "monte_carlo", "--resume", foreign)
-    (foreign / "run.json").write_text(json.dumps(RECORD | {"model": "os:system", "parameters": {"command": "touch PWNED"}}))
+    (foreign / "run.json").write_text(
+        json.dumps(RECORD | {"model": "os:system", "parameters": {"command": "touch PWNED"}})
+    )
     with pytest.raises(RiskError, match="names its model"):
         call("estimate", "--resume", foreign, "--set", "command=touch PWNED")
     with pytest.raises(RiskError, match="you typed"):
@@ -102,7 +106,9 @@ def test_a_model_of_your_own_gets_no_value_that_you_did_not_type(foreign):
     own = foreign / "own"
     own.mkdir()
     (own / "problem.py").write_text("def problem(*, command: str = ''):\n    raise SystemExit(command)\n")
-    (foreign / "run.json").write_text(json.dumps(RECORD | {"model": str(own), "parameters": {"command": "touch PWNED"}}))
+    (foreign / "run.json").write_text(
+        json.dumps(RECORD | {"model": str(own), "parameters": {"command": "touch PWNED"}})
+    )
     with pytest.raises(RiskError, match="you typed 'no command'"):
         call("estimate", "own", "--resume", foreign)
     with pytest.raises(RiskError, match="you typed command=ls"):
@@ -206,7 +212,9 @@ def flat(file):
     file["posterior/x"] = np.zeros(3)
 
 
-@pytest.mark.parametrize("change", [external, outside, virtual, bomb, soft, itself, another, flat], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "change", [external, outside, virtual, bomb, soft, itself, another, flat], ids=lambda f: f.__name__
+)
 def test_a_posterior_that_names_other_files_or_unpacks_to_gigabytes(change, tmp_path):
     saved(tmp_path)
     with h5py.File(tmp_path / "posterior.nc", "a") as file:
@@ -256,7 +264,18 @@ def test_a_report_escapes_every_foreign_text():
 
 
 def test_two_recipes_never_share_a_folder():
-    names = ["smc", "./smc.py", "/a/smc.py", "/b/smc.py", "pkg.a:f", "pkg.b:f", "pkg:a.f", "x" * 300 + ":f", "../../etc:f", "ü:f"]
+    names = [
+        "smc",
+        "./smc.py",
+        "/a/smc.py",
+        "/b/smc.py",
+        "pkg.a:f",
+        "pkg.b:f",
+        "pkg:a.f",
+        "x" * 300 + ":f",
+        "../../etc:f",
+        "ü:f",
+    ]
     folders = [folder_name(name) for name in names]
     assert len(set(folders)) == len(names)
     assert all(folder.isascii() and "/" not in folder and ".." not in folder and len(folder) < 80 for folder in folders)

@@ -78,7 +78,7 @@ def test_networks_that_are_not_plain_have_fingerprints():
             pass
 
         def forward(self, x):
-            return x.sum(-1) > 0
+            return (x.sum(-1) > 0).float()
 
     odd = problem(Odd())
     assert fingerprint(odd) == fingerprint(odd)
@@ -96,10 +96,6 @@ def test_estimates_carry_it_and_compare_goes_by_it():
         pr.compare({"a": a, "b": b})
     renamed = pr.monte_carlo(problem(net(0), name="other"), **count, seed=1)
     assert set(pr.compare({"a": a, "again": renamed}).estimates) == {"a", "again"}
-    with pytest.raises(pr.RiskError, match="by name"):
-        pr.compare([a])
-    with pytest.raises(pr.RiskError, match="is a float"):
-        pr.compare({"a": -1.0})
 
 
 def test_every_truth_is_of_the_problem_that_its_model_is():
