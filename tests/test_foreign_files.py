@@ -159,7 +159,7 @@ def test_a_record_that_is_none(kind, tmp_path):
 
 def test_a_pipe_is_no_record(tmp_path):
     os.mkfifo(tmp_path / "run.json")
-    with pytest.raises(RiskError, match="holds no run.json"):
+    with pytest.raises(RiskError, match=r"holds no run\.json"):
         read_request(tmp_path)
     (tmp_path / "big.json").write_bytes(b"")
     os.truncate(tmp_path / "big.json", 2**40)

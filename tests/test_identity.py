@@ -31,7 +31,8 @@ def moved(by, where="2.weight"):
 
 
 OTHERS = {
-    "weights": lambda: problem(net(1)), "one weight": lambda: problem(moved(0.01)), "one bias": lambda: problem(moved(0.01, "0.bias")),
+    "weights": lambda: problem(net(1)), "one weight": lambda: problem(moved(0.01)),
+    "one bias": lambda: problem(moved(0.01, "0.bias")),
     "threshold": lambda: problem(shift=3.01), "law": lambda: problem(sigma=1.01), "type": lambda: problem(net(0, torch.float64)),
     "activation": lambda: problem(nn.Sequential(net()[0], nn.LeakyReLU(0.1), *net()[2:]).eval()),
     "class": lambda: problem(nn.Sequential(net()[0], nn.ReLU6(), *net()[2:]).eval()),
