@@ -1,7 +1,7 @@
-"""Fingerprints in truth.json: `python models/fingerprints.py` verifies every entry, with --write it writes them. Not a model itself.
+"""Fingerprints in truth.json: `python models/fingerprints.py` verifies all, --write writes them. Not a model itself.
 
-A truth belongs to the network and law that it was computed for. Write them after a `make_truth.py` has run. Whoever changes weights or
-a law sees here which truths no longer hold; --write without a new truth would only hide that.
+A truth belongs to the network and law that it was computed for. Write them after a `make_truth.py` has run. Whoever
+changes weights or a law sees here which truths no longer hold; --write without a new truth would only hide that.
 """
 
 from __future__ import annotations

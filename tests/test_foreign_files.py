@@ -1,4 +1,4 @@
-"""A run's folder from somebody else is data: nothing that it names is run, and what no run could have written is refused in words."""
+"""A run's folder from somebody else is data: nothing that it names is run, and what no run writes is refused in words."""
 
 import dataclasses
 import json
@@ -19,7 +19,8 @@ from ppl_risk.report import report
 from ppl_risk.risk_estimate import RiskEstimate, Status
 from ppl_risk.zoo import locate, shelf
 
-CANARY = "import os\nopen({!r}, 'w').close()\ndef problem(**k): open({!r}, 'w').close()\ndef infer(p, *, seed): open({!r}, 'w').close()\n"
+MARK = "open({!r}, 'w').close()"
+CANARY = f"{MARK}\ndef problem(**k): {MARK}\ndef infer(p, *, seed): {MARK}\n"
 
 
 def call(*words):
@@ -133,7 +134,7 @@ def test_a_shipped_name_is_the_shipped_thing_wherever_it_is_typed(foreign):
 def test_what_was_typed_must_be_what_the_run_has(foreign, tmp_path):
     (foreign / "run.json").write_text(json.dumps(RECORD))
     for words in (["digits"], ["--seed", "5"], ["--weights", "w.pt"], ["four_branches", "smc"]):
-        with pytest.raises(RiskError, match="and you typed|type all of them"):
+        with pytest.raises(RiskError, match=r"and you typed|type all of them"):
             call("estimate", *words, "--resume", foreign)
     with pytest.raises(RiskError, match="you typed k=3"):
         call("estimate", "--set", "k=3.0", "--resume", foreign)
