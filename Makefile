@@ -10,7 +10,7 @@ INDEX   := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 # Timings are quoted for one thread; oversubscribed cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: estimate test bench notebooks lint lock clean
+.PHONY: estimate test bench notebooks truths lint lock clean
 .DELETE_ON_ERROR:
 
 estimate: $(STAMP)
@@ -25,6 +25,10 @@ bench: $(STAMP)
 notebooks: $(STAMP)
 	$(VENV)/bin/jupytext --to ipynb notebooks/*.py
 	PPL_RISK_NOTEBOOK=full $(PY) -m pytest -q --nbmake --nbmake-timeout=1200 --overwrite notebooks
+
+# Does every truth.json belong to the network and law that its model has now? (WRITE=--write after a make_truth.py)
+truths: $(STAMP)
+	$(PY) models/fingerprints.py $(WRITE)
 
 lint: $(STAMP)
 	$(VENV)/bin/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from ppl_risk.arguments import checked
 from ppl_risk.errors import ArgumentError, RiskError
+from ppl_risk.identity import same_problem
 from ppl_risk.risk_estimate import LOG10, RiskEstimate, Status
 
 #: Believable estimates further apart than this many joint standard errors contradict each other.
@@ -107,7 +109,7 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         """For notebooks."""
-        verdict = self.verdict().replace("\n", "<br>")
+        verdict = html.escape(self.verdict()).replace("\n", "<br>")
         return f"{self.to_dataframe().to_html()}<p>{verdict}</p>"
 
 
@@ -163,23 +165,43 @@ def compare(estimates: Mapping[str, RiskEstimate], truth: Any = None) -> Compari
         estimates: name -> estimate. truth: reference answer in nats (a float, or anything with log_prob), if known.
 
     Raises:
-        RiskError: no estimates, or estimates of different problems.
+        RiskError: no estimates, or estimates of different problems. Problems are told apart by their fingerprints, whatever their
+            names; by names only where an estimate has no fingerprint.
 
     Example:
         >>> from ppl_risk import RiskEstimate
         >>> compare({"a": RiskEstimate("by hand", -7.0, 0.1), "b": RiskEstimate("by hand", -7.1, 0.2)}).best
         'a'
     """
+    if not isinstance(estimates, Mapping):
+        raise RiskError(
+            f"compare takes estimates by name, for example compare({{'smc': run_smc(problem)}}), got {type(estimates).__name__}."
+        )
     if not estimates:
         raise RiskError("compare needs at least one estimate, for example compare({'smc': run_smc(problem)}).")
-    problems = {e.problem for e in estimates.values() if e.problem}
-    if len(problems) > 1:
-        raise RiskError(f"These are estimates of different problems: {', '.join(sorted(problems))}.")
+    _of_one_problem(estimates)
     if truth is None or isinstance(truth, int | float):
         return Comparison(dict(estimates), None if truth is None else float(truth))
     if not hasattr(truth, "log_prob"):
         raise ArgumentError(f"compare: truth must be a number in nats or hold log_prob, got {type(truth).__name__}.")
     return Comparison(dict(estimates), float(truth.log_prob), float(getattr(truth, "std_error", 0.0)))
+
+
+def _of_one_problem(estimates: Mapping[str, RiskEstimate]) -> None:
+    known: dict[str, str] = {}
+    for name, estimate in estimates.items():
+        if not isinstance(estimate, RiskEstimate):
+            raise RiskError(f"compare takes estimates by name; {name!r} is a {type(estimate).__name__}.")
+        if estimate.fingerprint and not any(same_problem(estimate.fingerprint, other) for other in known):
+            known[estimate.fingerprint] = f"{name} (of {estimate.problem or 'a problem'} {estimate.fingerprint[:8]})"
+    if len(known) > 1:
+        raise RiskError(
+            f"These are estimates of different problems: {', '.join(known.values())}. Their weights, input laws or "
+            "detectors differ, whatever their names."
+        )
+    names = {e.problem for e in estimates.values() if e.problem}
+    if len(names) > 1 and any(e.problem and not e.fingerprint for e in estimates.values()):
+        raise RiskError(f"These are estimates of different problems: {', '.join(sorted(names))}.")
 
 
 def _error(estimate: RiskEstimate) -> float:

@@ -281,10 +281,12 @@ class RiskProblem(Metered):
         return self.flops_per_row * (meter.forward_calls + 2 * meter.gradient_calls)
 
     def cost(self, meter: Meter) -> dict[str, Any]:
-        """The fields of a `RiskEstimate` that say what it cost."""
+        """The fields of a `RiskEstimate` that say what it cost, and of which problem it is."""
+        from ppl_risk.parallel.plan import fingerprint, unmetered  # which are about problems
+
         return {
             "forward_calls": meter.forward_calls, "gradient_calls": meter.gradient_calls, "flops": self.flops(meter),
-            "training_flops": self.provenance.training_flops,
+            "training_flops": self.provenance.training_flops, "fingerprint": fingerprint(unmetered(self)),
         }  # fmt: skip
 
 

@@ -75,6 +75,7 @@ class RiskEstimate:
         stats: per-draw arrays (chain, draw). history: group -> name -> array over steps or levels.
         settings: what the method was told, as JSON. elbo: nats. guide: the fitted guide.
         survival: (thresholds, log Pr[margin > threshold]), where the method passes through them.
+        fingerprint: of the problem (`identity.fingerprint`), whose name is for people; "" where it is not known.
 
     Example:
         >>> print(f"{RiskEstimate('by hand', math.log(1e-6), 0.1).prob:.1e}")
@@ -103,6 +104,7 @@ class RiskEstimate:
     survival: tuple[np.ndarray, np.ndarray] | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     guide: Any = None
+    fingerprint: str = ""
 
     def __post_init__(self) -> None:
         """No certain catastrophe is believed without a proof."""
@@ -187,6 +189,12 @@ class RiskEstimate:
         from ppl_risk.storage import to_datatree
 
         return to_datatree(self)
+
+    def to_arviz(self) -> Any:
+        """What the installed ArviZ takes, for example `arviz.summary(estimate.to_arviz())`."""
+        from ppl_risk.storage import to_arviz
+
+        return to_arviz(self)
 
     def save(self, path: str) -> None:
         """Write `result.json` and `posterior.nc` into the folder `path`; each file appears whole or not at all."""

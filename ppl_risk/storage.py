@@ -1,16 +1,16 @@
 """Estimates on disk and in ArviZ: `result.json`, `posterior.nc`, and the `xarray.DataTree` behind it.
 
 Groups (dims first): /posterior (chain, draw, ...) equal-weight draws given catastrophe; /sample_stats (chain, draw)
-log_weight and margin; /smc_history (chain, level); /svi_history (step); /rounds (round); /survival (threshold). Root attributes
-carry the number, its error, the diagnostics, the seed, the settings as JSON, and the versions.
+log_weight and margin; /smc_history (chain, level); /svi_history (step); /rounds (round); /survival (threshold); any other history
+group under its own name, with a dimension a variable. Root attributes carry the number, its error, the diagnostics, the seed, the
+settings as JSON, and the versions. A folder is data: loading one runs nothing, and refuses in words what no estimate can be.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.metadata import version
 from pathlib import Path
@@ -20,10 +20,16 @@ import numpy as np
 import xarray as xr
 
 from ppl_risk.errors import RiskError
+from ppl_risk.files import read_json, write_whole
+from ppl_risk.netcdf import read_tree, write_tree
 from ppl_risk.risk_estimate import RiskEstimate, Status
 
 HISTORY_DIMS = {"smc_history": ("chain", "level"), "svi_history": ("step",), "rounds": ("round",)}
 ARRAYS = {"posterior", "stats", "history", "survival", "guide"}
+#: Groups of a file that are no history.
+OWN_GROUPS = {"posterior", "sample_stats", "survival"}
+#: A log P above 0 is noise up to this many standard errors; more is not a probability.
+ABOVE_ONE = 10.0
 
 
 def to_datatree(estimate: RiskEstimate) -> xr.DataTree:
@@ -34,11 +40,24 @@ def to_datatree(estimate: RiskEstimate) -> xr.DataTree:
     if estimate.stats:
         groups["/sample_stats"] = _dataset(estimate.stats, ("chain", "draw"))
     for group, values in estimate.history.items():
-        groups[f"/{group}"] = _dataset(values, HISTORY_DIMS[group])
+        groups[f"/{group}"] = _dataset(values, HISTORY_DIMS.get(group, ()))
     if estimate.survival is not None:
         thresholds, log_prob = estimate.survival
         groups["/survival"] = xr.Dataset({"log_prob": ("threshold", log_prob)}, {"threshold": thresholds})
     return xr.DataTree.from_dict(groups)
+
+
+def to_arviz(estimate: RiskEstimate) -> Any:
+    """What `arviz.summary`, `arviz.plot_forest` and the rest take: ArviZ 0.x wants its own container, 1.x the DataTree.
+
+    Example:
+        >>> type(to_arviz(RiskEstimate("by hand", -1.0))).__name__ in {"InferenceData", "DataTree"}
+        True
+    """
+    import arviz as az  # slow to import, and wanted only here
+
+    tree = to_datatree(estimate)
+    return az.from_datatree(tree) if version("arviz").startswith("0.") else tree
 
 
 def _dataset(values: Mapping[str, np.ndarray], dims: tuple[str, ...]) -> xr.Dataset:
@@ -47,7 +66,7 @@ def _dataset(values: Mapping[str, np.ndarray], dims: tuple[str, ...]) -> xr.Data
     for name, array in values.items():
         own = tuple(f"{name.replace('.', '_')}_dim_{i}" for i in range(array.ndim - len(dims)))
         variables[name.replace(".", "_")] = (dims + own, np.asarray(array))
-    first = np.asarray(next(iter(values.values())))
+    first = np.asarray(next(iter(values.values()), np.empty((0,) * len(dims))))
     return xr.Dataset(variables, coords={dim: np.arange(first.shape[i]) for i, dim in enumerate(dims)})
 
 
@@ -86,80 +105,102 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Write to a temporary neighbour and rename: a file is there whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def save(estimate: RiskEstimate, path: str | Path) -> None:
     """Write `posterior.nc`, then `result.json`: where the second stands, the first is complete."""
     folder = Path(path)
-    tree = to_datatree(estimate)
-    write_whole(folder / "posterior.nc", lambda p: tree.to_netcdf(p, engine="h5netcdf"))
-    text = json.dumps(summary(estimate), indent=2) + "\n"
-    write_whole(folder / "result.json", lambda p: p.write_text(text))
+    write_tree(to_datatree(estimate), folder / "posterior.nc")
+    write_whole(folder / "result.json", json.dumps(summary(estimate), indent=2) + "\n")
 
 
 def load(path: str | Path) -> RiskEstimate:
     """Read an estimate back.
 
     Raises:
-        RiskError: the folder holds no readable result.
+        RiskError: the folder holds no readable result, or one that no estimate can be.
     """
     folder = Path(path)
-    try:
-        record = json.loads((folder / "result.json").read_text())
-    except FileNotFoundError as error:
-        raise RiskError(f"{folder} holds no result.json, so it is not a saved estimate.") from error
-    except json.JSONDecodeError as error:
-        raise RiskError(f"{folder / 'result.json'} is not JSON (line {error.lineno}): {error.msg}.") from error
+    if not folder.is_dir():
+        raise RiskError(f"There is no folder {folder}, so it is not a saved estimate.")
+    record = read_json(folder / "result.json", "a saved estimate")
     try:
         values = _fields(record)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        reason = error if isinstance(error, RiskError) else repr(error)
         raise RiskError(
-            f"{folder / 'result.json'} is not the record of an estimate ({error!r}). Run it again."
+            f"{folder / 'result.json'} is not the record of an estimate ({reason}). Run it again."
         ) from error
-    try:
-        arrays = _arrays(folder / "posterior.nc")
-    except (OSError, KeyError, ValueError) as error:
-        raise RiskError(
-            f"{folder / 'posterior.nc'} cannot be read: {error}. Delete it to load the number alone."
-        ) from error
-    return RiskEstimate(**values, **arrays)
+    file = folder / "posterior.nc"
+    return RiskEstimate(**values, **(_arrays(read_tree(file), values, file) if file.exists() else {}))
 
 
 def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
     known = {f.name for f in fields(RiskEstimate)} - ARRAYS
     values = {k: v for k, v in record.items() if k in known}
     for name in ("log_prob", "std_error", "flops", "seconds"):
-        values[name] = float(values[name])
+        values[name] = _number(values[name])
     for name in ("elbo", "dof", "training_flops"):
-        values[name] = None if values.get(name) is None else float(values[name])
+        values[name] = None if values.get(name) is None else _number(values[name])
     values["status"] = Status[values["status"]]
     values["hits"] = tuple(values["hits"]) if values.get("hits") else None
-    values["evidence"] = {k: float(v) for k, v in values["evidence"].items()}
+    values["evidence"] = {k: _number(v) for k, v in values["evidence"].items()}
+    _plausible(values)
     return values
 
 
-def _arrays(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    # Loaded whole and closed: a lazy file cannot be written over.
-    with xr.open_datatree(file, engine="h5netcdf") as lazy:
-        tree = lazy.load()
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        raise RiskError(f"a number is wanted, got {type(value).__name__}")
+    return float(value)
+
+
+def _plausible(values: Mapping[str, Any]) -> None:
+    """Refuse what no estimate can be: the file was changed, or is somebody's own."""
+    log_prob, error, status = values["log_prob"], values["std_error"], values["status"]
+    for name in ("method", "remedy", "problem", "fingerprint"):
+        if not isinstance(values.get(name, ""), str):
+            raise RiskError(f"{name} is text")
+    counts = [values.get(name, 0) for name in ("forward_calls", "gradient_calls")]
+    if not all(type(v) is int and v >= 0 for v in [*counts, *(values["hits"] or ())]):
+        raise RiskError("calls and hits are counts")
+    if values["hits"] and not (len(values["hits"]) == 2 and values["hits"][0] <= values["hits"][1] > 0):
+        raise RiskError("hits are (hits, draws), not more hits than draws")
+    if not isinstance(values.get("settings", {}), Mapping) or type(values.get("seed")) not in (int, type(None)):
+        raise RiskError("settings are a table and the seed is a whole number")
+    if error < 0 or values["seconds"] < 0 or (values["dof"] is not None and values["dof"] <= 0):
+        raise RiskError("an error, a time or degrees of freedom is negative")
+    if log_prob > max(1e-6, ABOVE_ONE * error if math.isfinite(error) else 0.0):
+        raise RiskError(f"log_prob is {log_prob:g}, and no probability is above 1")
+    if status.believable and math.isnan(log_prob):
+        raise RiskError(f"its status is {status.name} and it has no number")
+
+
+def _arrays(tree: xr.DataTree, values: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    told = {"log_probability": values["log_prob"], "log_probability_se": values["std_error"]}
+    if any(not _equal(tree.attrs[name], value) for name, value in told.items() if name in tree.attrs):
+        raise RiskError(f"{file} belongs to another estimate than the result.json beside it. Delete one of them.")
 
     def group(name: str) -> dict[str, np.ndarray]:
         return {str(k): v.values for k, v in tree[name].data_vars.items()} if name in tree.children else {}
 
+    for name in {"posterior", "sample_stats"} & set(tree.children):
+        if thin := [v for v, array in group(name).items() if array.ndim < 2]:
+            raise RiskError(f"{file}: {thin[0]!r} wants the dimensions (chain, draw, ...).")
     survival = None
     if "survival" in tree.children:
-        survival = (tree["survival"]["threshold"].values, tree["survival"]["log_prob"].values)
+        held = tree["survival"]
+        if {"threshold", "log_prob"} - {str(name) for name in held.variables}:
+            raise RiskError(f"{file}: survival wants threshold and log_prob.")
+        survival = (held["threshold"].values, held["log_prob"].values)
     return {
         "posterior": group("posterior"),
         "stats": group("sample_stats"),
-        "history": {name: group(name) for name in HISTORY_DIMS if name in tree.children},
+        "history": {str(name): group(str(name)) for name in tree.children if name not in OWN_GROUPS},
         "survival": survival,
     }
+
+
+def _equal(held: Any, value: float) -> bool:
+    try:
+        return float(held) == value or (math.isnan(float(held)) and math.isnan(value))
+    except (TypeError, ValueError):
+        return False

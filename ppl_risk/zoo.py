@@ -2,16 +2,17 @@
 
 A model is a folder with `problem.py` (a function `problem(**parameters) -> RiskProblem`), `card.md` and `truth.json`; a recipe
 is a Python file with `infer(problem, *, seed) -> RiskEstimate`. Both are code, so only a name, path or `package.module:function`
-that the user typed is ever run; weights beside them load from safetensors.
+that the user typed is ever run (`app.request` sees to it); weights beside them load from safetensors.
 """
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import inspect
-import json
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ppl_risk.errors import RiskError, UnknownNameError
+from ppl_risk.files import read_json
 
 if TYPE_CHECKING:
     from ppl_risk.problem import RiskProblem
@@ -63,9 +65,14 @@ def load_model(model: str, **parameters: object) -> RiskProblem:
     """
     from ppl_risk.problem import RiskProblem  # torch: not for a list of names
 
-    make = _find(model, "models", "problem", "problem.py")
+    make = _find(model, "models", "problem")
     _check_parameters(make, model, parameters)
-    problem = make(**parameters)
+    try:
+        problem = make(**parameters)
+    except RiskError:
+        raise
+    except Exception as error:
+        raise RiskError(f"The model {model} failed with {where(error)}") from error
     if not isinstance(problem, RiskProblem):
         raise RiskError(f"{model} returned {type(problem).__name__}; its function must return a RiskProblem.")
     return problem
@@ -81,7 +88,7 @@ def load_recipe(recipe: str) -> Callable[..., RiskEstimate]:
         >>> load_recipe("smc").__name__
         'infer'
     """
-    return _find(recipe, "inference", "infer", None)
+    return _find(recipe, "inference", "infer")
 
 
 def read_parameters(model: str, texts: dict[str, str]) -> dict[str, object]:
@@ -90,7 +97,7 @@ def read_parameters(model: str, texts: dict[str, str]) -> dict[str, object]:
     Raises:
         RiskError: a text that does not read as that type. UnknownNameError: a parameter the model does not take.
     """
-    make = _find(model, "models", "problem", "problem.py")
+    make = _find(model, "models", "problem")
     _check_parameters(make, model, texts)
     accepted = inspect.signature(make).parameters
     return {
@@ -112,6 +119,15 @@ def _read_as(default: object, name: str, text: str) -> object:
     return text
 
 
+def where(error: BaseException) -> str:
+    """An error of somebody's code in one line: its type, where it was raised last, its message."""
+    last = traceback.extract_tb(error.__traceback__)[-1:]
+    place = "".join(f" at {Path(frame.filename).name}:{frame.lineno}" for frame in last)
+    # torch appends its own C++ frames.
+    message = " ".join(str(error).partition("Exception raised from")[0].split())[:300]
+    return f"{type(error).__name__}{place}: {message}"
+
+
 @dataclass(frozen=True)
 class Truth:
     """A reference answer: log_prob in nats with its standard error (0: exact), how it was obtained, and what was checked."""
@@ -121,62 +137,121 @@ class Truth:
     method: str
 
 
-def load_truth(model: str, **parameters: object) -> Truth | None:
-    """The reference answer for a zoo model or folder at these parameters (its defaults where none are given), or None."""
+def load_truth(model: str, *, fingerprint: str | None = None, **parameters: object) -> Truth | None:
+    """The reference answer for a zoo model or folder at these parameters (its defaults where none are given), or None.
+
+    Args:
+        model: as for `load_model`. fingerprint: of the problem in hand (`identity.fingerprint`): with it, an answer is
+            returned only if it was made for that network and law, so not for other weights. parameters: of the model.
+    """
     if ":" in model:
         return None
     file = _folder(model) / "truth.json"
     if not file.exists():
         return None
-    defaults = {
-        n: p.default for n, p in inspect.signature(_find(model, "models", "problem", "problem.py")).parameters.items()
-    }
+    make = _find(model, "models", "problem")
+    defaults = {n: p.default for n, p in inspect.signature(make).parameters.items()}
     wanted = defaults | parameters
-    for entry in json.loads(file.read_text())["entries"]:
+    for entry in read_json(file, "a model's truth").get("entries", ()):
         if defaults | entry["parameters"] == wanted:
+            if fingerprint is not None and not _made_for(fingerprint, entry.get("fingerprint", "")):
+                return None
             return Truth(float(entry["log_prob"]), float(entry["standard_error"]), entry["method"])
     return None
 
 
-def _folder(model: str) -> Path:
-    named = shelf("models") / model
-    return named if (named / "problem.py").exists() else Path(model)
+def _made_for(fingerprint: str, held: str) -> bool:
+    from ppl_risk.identity import same_problem  # torch
+
+    return bool(held) and same_problem(fingerprint, held)
 
 
-def _find(name: str, kind: str, function: str, file: str | None) -> Callable[..., Any]:
+def locate(kind: str, name: str) -> Path | None:
+    """The file of a model (kind "models") or a recipe ("inference"), found without running it; None for `package.module:function`.
+
+    A name of the catalogue is that of the catalogue, whatever lies in the folder where it was typed.
+
+    Raises:
+        UnknownNameError: there is none; the message lists those there are.
+
+    Example:
+        >>> locate("inference", "smc").name
+        'smc.py'
+    """
+    models = kind == "models"
+    known = list_models() if models else list_recipes()
+    if name in known:
+        return shelf(kind) / name / "problem.py" if models else shelf(kind) / f"{name}.py"
     if ":" in name:
-        module_name, _, attribute = name.partition(":")
-        module = _import(module_name)
-        source = module_name
-        function = attribute
+        _find_spec(name.partition(":")[0])
+        return None
+    path = Path(name, "problem.py") if models else Path(name)
+    if "\0" in name or path.suffix != ".py" or not path.is_file():
+        raise UnknownNameError(
+            f"No {'model' if models else 'recipe'} {name!r}.{_near(name, known)} There are: {', '.join(known)}. A "
+            f"{'folder with a problem.py' if models else 'Python file'} or package.module:function works too."
+        )
+    return path
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def _folder(model: str) -> Path:
+    return shelf("models") / model if model in list_models() else Path(model)
+
+
+def _find(name: str, kind: str, function: str) -> Callable[..., Any]:
+    path = locate(kind, name)
+    if path is None:
+        source, _, function = name.partition(":")
+        module = _import(source)
     else:
-        folder = shelf(kind)
-        candidates = [_folder(name) / file] if file else [folder / f"{name}.py", Path(name)]
-        path = next((p for p in candidates if p.is_file()), None)
-        if path is None:
-            known = list_models() if kind == "models" else list_recipes()
-            raise UnknownNameError(
-                f"No {'model' if kind == 'models' else 'recipe'} {name!r}. There are: {', '.join(known)}. A "
-                f"{'folder with a problem.py' if file else 'Python file'} or package.module:function works too."
-            )
-        module = load_file(path)
         source = str(path)
+        try:
+            module = load_file(path)
+        except RiskError:
+            raise
+        except Exception as error:
+            raise RiskError(f"{path} cannot be run: {where(error)}") from error
     made = getattr(module, function, None)
     if not callable(made):
         raise RiskError(f"{source} defines no function {function!r}.")
     return made
 
 
-def _import(name: str) -> ModuleType:
+def _find_spec(module: str) -> None:
+    """Look for the outermost package, which imports nothing."""
+    outermost = module.partition(".")[0]
+    _look_here()
+    try:
+        found = importlib.util.find_spec(outermost) if outermost else None
+    except (ImportError, ValueError):
+        found = None
+    if found is None:
+        raise UnknownNameError(f"Python finds no module {outermost!r} (looked for {module!r} from {Path.cwd()}).")
+
+
+def _look_here() -> None:
     # As `python -m` does: the user's own modules are in the folder the command was typed in.
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+
+
+def _import(name: str) -> ModuleType:
+    _look_here()
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         raise UnknownNameError(
             f"Python finds no module {error.name!r} (looked for {name!r} from {Path.cwd()})."
         ) from error
+    except RiskError:
+        raise
+    except Exception as error:
+        raise RiskError(f"{name} cannot be imported: {where(error)}") from error
 
 
 def load_file(path: Path) -> ModuleType:

@@ -14,6 +14,7 @@ FLOORS = (
     {
         "arguments",
         "errors",
+        "files",
         "identity",
         "memory",
         "metering",
@@ -22,6 +23,7 @@ FLOORS = (
         "network",
         "one_pass",
         "inputs",
+        "netcdf",
         "problem",
         "provenance",
         "risk_estimate",
@@ -51,7 +53,7 @@ FLOORS = (
         "mitigation",
     },
     {"comparison", "diagnostics", "plots"},
-    {"zoo", "report", "runs", "cli"},
+    {"zoo", "report", "runs", "app", "cli"},
 )
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted(p for p in ROOT.rglob("*.py") if "_shipped" not in p.parts and p.name not in ("__main__.py",))
