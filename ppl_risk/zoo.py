@@ -204,9 +204,11 @@ def _folder(model: str) -> Path:
 
 
 def _find(name: str, kind: str, function: str) -> Callable[..., Any]:
-    path = locate(kind, name)
+    if not isinstance(name, str | Path):
+        raise RiskError(f"A name, a path or 'package.module:function' is wanted from {kind}/, got {type(name).__name__}.")
+    path = locate(kind, str(name))
     if path is None:
-        source, _, function = name.partition(":")
+        source, _, function = str(name).partition(":")
         module = _import(source)
     else:
         source = str(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -12,11 +13,12 @@ from typing import Any
 from torch import nn
 
 from ppl_risk.app import BELIEVE, MISTAKE, WEAK, stopping
-from ppl_risk.app.request import Request, allow_parameters, read_request, resume_command
+from ppl_risk.app.request import Request, allow_parameters, folder_name, read_request, resume_command
 from ppl_risk.comparison import Comparison
 from ppl_risk.comparison import compare as compare_estimates
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import FolderError, RiskError, UnitFailedError
 from ppl_risk.identity import fingerprint, same_problem
+from ppl_risk.parallel import units_folder
 from ppl_risk.preflight import check as preflight
 from ppl_risk.problem import RiskProblem
 from ppl_risk.risk_estimate import RiskEstimate, Status
@@ -76,9 +78,13 @@ def _finish(
         if recipe in damaged:
             print(f"\n[{label}] is run again: {damaged[recipe]}")
         if recipe not in done:
-            done[recipe], keep = _infer(infer[recipe], label, problem, known, request.seed, progress)
+            units = run.path / "units" / folder_name(recipe)
+            # A recipe that is stopped goes on from the units it has finished.
+            with units_folder(units):
+                done[recipe], keep = _infer(infer[recipe], label, problem, known, request.seed, progress)
             if keep:
                 run.add(request, recipe, done[recipe])
+                shutil.rmtree(units, ignore_errors=True)
         found[label] = done[recipe]
         print(f"\n[{label}]\n{found[label]}")
     return found
@@ -95,6 +101,10 @@ def _infer(
         if isinstance(estimate, RiskEstimate):
             return estimate, True
         why, keep = f"The recipe returned {type(estimate).__name__}, not a RiskEstimate.", False
+    except FolderError:
+        raise  # the folder cannot be written: that is no finding of the recipe
+    except UnitFailedError as error:
+        why, keep = str(error), False
     except RiskError as error:
         why = str(error)
     except Exception as error:  # of a recipe: its author's, or ours; a resumed run tries it again
