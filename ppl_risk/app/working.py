@@ -6,6 +6,7 @@ import inspect
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,8 @@ def _finish(
                 shutil.rmtree(units, ignore_errors=True)
         found[label] = done[recipe]
         print(f"\n[{label}]\n{found[label]}")
+    with suppress(OSError):
+        (run.path / "units").rmdir()  # stays where a recipe has units left
     return found
 
 
