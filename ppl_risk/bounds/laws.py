@@ -81,7 +81,10 @@ def is_monotone(law: td.Distribution) -> bool:
         >>> is_monotone(td.Gamma(2.0, 1.0)), is_monotone(td.Dirichlet(torch.ones(3)))
         (True, False)
     """
-    return part_of(law).monotone()
+    try:
+        return part_of(law).monotone()
+    except NoTransportError:
+        return False
 
 
 def ends(map_: Callable[[Tensor], Tensor], radii: Float[Tensor, " r"], dimension: int) -> tuple[Tensor, Tensor]:
