@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from ppl_risk.bounds.program import Program
 from ppl_risk.bounds.proven import log_box_tail, log_chi_tail, log_proven
 from ppl_risk.bounds.relaxation import LARGEST, Plane, crown_bounds, upper_planes
 from ppl_risk.bounds.search import GRID, Clock, Search, rounds
-from ppl_risk.errors import NoTransportError, RiskError
+from ppl_risk.errors import RiskError
 from ppl_risk.preflight import require_sound
 from ppl_risk.problem import RiskProblem
 from ppl_risk.randomness import seeded
@@ -172,10 +171,8 @@ def _boxes(
     program: Program, problem: RiskProblem, radii: Sequence[float] | None, progress: bool, clock: Clock
 ) -> tuple[Search, bool]:
     """Boxes between quantiles of independent numbers, and whether the whole support is one without catastrophe."""
-    law, known = problem.inputs, False
-    with suppress(NoTransportError):
-        known = is_monotone(law)
-    if not known:
+    law = problem.inputs
+    if not is_monotone(law):
         raise RiskError(
             f"No region of an input law of type {type(law).__name__} is known whose probability is known too. Bounds need a "
             "Gaussian law, or independent numbers with quantile functions (torch.distributions.Independent); run_smc needs neither."

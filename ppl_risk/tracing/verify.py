@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from jaxtyping import Float, Shaped
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -109,7 +109,7 @@ def in_double(step: Step) -> Callable[..., Tensor]:
 
 @torch.no_grad()
 def run(
-    tape: Tape, x: Shaped[Tensor, rows * event], how: Callable[[Step], Callable[..., Tensor]]
+    tape: Tape, x: Tensor, how: Callable[[Step], Callable[..., Tensor]]
 ) -> Float[Tensor, " rows"]:
     """The last step on every row."""
     if how is in_double and x.is_floating_point():
