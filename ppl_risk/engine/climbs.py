@@ -91,7 +91,8 @@ def climb(problem: RiskProblem, unit: Unit) -> dict[str, Any]:
 
 def is_climb(_unit: Unit, result: dict[str, Any]) -> bool:
     """Whether a result read from a file is what `climb` returned."""
-    form = {"log_prob": "float", "seen": "float n d", "hit": "bool n", "final": "float m d", "trail": "float k d"}
+    form = {"log_prob": "float", "seen": "float n d", "hit": "bool n", "final": "float m d"}
+    form |= {"trail": "float k d", "values": "float v"}
     return fits(result, form)
 
 
@@ -105,7 +106,7 @@ def gather(results: list[dict[str, Any]], device: torch.device) -> Climbs:
     def joined(name: str) -> Tensor:
         return torch.cat([torch.as_tensor(r[name], device=device) for r in results])
 
-    values = torch.cat([torch.as_tensor(r.get("values", [0.0, 1.0, 2.0])).double().cpu() for r in results]).unique()
+    values = torch.cat([torch.as_tensor(r["values"]).double().cpu() for r in results]).unique()
     return Climbs(
         log_prob, std_error, len(log_probs), len(results), joined("seen").double(), joined("hit"),
         joined("final").double(), joined("trail").double(), min(3, len(values)),
