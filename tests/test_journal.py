@@ -136,7 +136,7 @@ def test_what_fails_twice_is_said_and_what_was_done_is_kept(tmp_path):
     problem.batch_size = 100
     for name, call in CALLS.items():
         problem.network.seen = 0
-        with pytest.raises(UnitFailedError, match=r"(twice|2 times), at last with NetworkError: .*ZeroDivisionError, .an odd input"):
+        with pytest.raises(UnitFailedError, match=r"(twice|2 times), at last with NetworkError: .*an odd input"):
             call(problem, folder=tmp_path / name)
     assert len((tmp_path / "monte_carlo" / "units.jsonl").read_text().splitlines()) > 1
 

@@ -180,6 +180,11 @@ def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: At) 
             trust.left_out = f"{said}. The number is that of the draws"
         elif not trust.refused:
             trust.refused = said
+    elif not trust.refused and overstated(trust.evidence):
+        trust.left_out = (
+            f"the laws give {decades(trust.evidence['log10_p_of_the_law'])}, draws of the slices' posterior and draws around the "
+            f"places where the network fails give {decades(trust.evidence['log10_p_of_places'])}. The number is that of the draws"
+        )
     return trust
 
 
@@ -226,6 +231,15 @@ def refusal(evidence: Mapping[str, float]) -> str:
     if evidence["directions_apart"] > DIRECTIONS_APART and not twice:
         return f"two slice directions are {evidence['directions_apart']:.1f} decades apart"
     return ""
+
+
+def overstated(evidence: Mapping[str, float]) -> bool:
+    """Whether the laws stand above both kinds of draws, which have enough that count, by more than these may be off."""
+    enough = min(evidence.get("effective_draws", 0.0), evidence["effective_at_places"]) >= ENOUGH
+    return enough and all(
+        evidence["log10_p_of_the_law"] - evidence[f"log10_p_of_{kind}"] > CLOSE + 2 * evidence[f"{kind}_error"]
+        for kind in ("draws", "places")
+    )
 
 
 def unexplained(evidence: Mapping[str, float]) -> bool:
