@@ -3,8 +3,9 @@ r"""A proved upper bound on the probability of a catastrophe, or the plain word 
 Gaussian laws: the largest ball |u| <= R in the normal space on which CROWN proves margin < 0 gives P <= Pr[chi_d > R]; PROVEN adds
 the tail of an affine function above the margin; the smaller of the two is taken, over all radii tried. Laws of independent
 coordinates: the largest box |u_i| <= r, with P <= 1 - (2 Phi(r) - 1)^d. Where the margin is below 0, or at least 0, on all that the
-law can give, P is 0, or 1. What is bounded is the network in exact arithmetic, computed in float64 with an allowance for rounding,
-which is not proved; networks that compute in a narrower type than float32 are refused, as their rounding is part of them.
+law can give, P is 0, or 1. What is bounded is the network in exact arithmetic, computed in float64 with an allowance for
+rounding, its own and that of the margin's terms in the network's type, which is not proved; networks in a narrower type are
+refused, as their rounding is part of them.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from torch import Tensor
 
 from ppl_risk.arguments import checked, reals, whole
 from ppl_risk.bounds.everywhere import bounds_everywhere
-from ppl_risk.bounds.interval import Ball, Box, Region
+from ppl_risk.bounds.interval import Ball, Box
 from ppl_risk.bounds.laws import LARGEST_U, affine_of, ends, is_monotone, leading, support_of
 from ppl_risk.bounds.lowering import program_of
 from ppl_risk.bounds.program import Program
 from ppl_risk.bounds.proven import log_box_tail, log_chi_tail, log_proven
-from ppl_risk.bounds.relaxation import LARGEST, Plane, crown_bounds, upper_planes
+from ppl_risk.bounds.relaxation import LARGEST, margin_bounds
 from ppl_risk.bounds.search import GRID, Clock, Search, rounds
 from ppl_risk.errors import RiskError
 from ppl_risk.preflight import require_sound
@@ -38,6 +39,10 @@ from ppl_risk.tracing import ConstantMarginError, Tape, trace
 SAYS_NOTHING = 0.5
 #: Half width of the boxes around sampled inputs, in units of the inputs' spread.
 SHARE_OF_SPREAD = 0.01
+#: Radii in a row without proof, after which no larger one is tried on networks so large that each takes seconds.
+IDLE = 2
+#: Roundings of the network's own type that a margin must stay below 0 by, in units of the terms it is a sum of.
+ROUNDINGS = 4
 #: What a quantile function may be off by: of u, and of Phi(u) at either end, which float64 holds to 1.1e-16 beside 1.
 QUANTILE, PHI = 1e-6, 2.3e-16
 
@@ -92,19 +97,19 @@ def certify(
     with problem.metered() as meter:
         try:
             tape = trace(problem)
-            _require_wide_types(problem, tape)
+            rounding = _rounding(problem, tape)
             sure = _certain(problem, tape)
             affine = affine_of(problem.inputs, problem.device) if sure is None else None
             gaussian = affine is not None
             if affine is not None:
                 program = program_of(tape, problem.device, leading(affine, problem.inputs.event_shape))
-                search = _balls(program, affine.dimension, radii, progress, clock)
+                search = _balls(program, affine.dimension, rounding, radii, progress, clock)
                 flops = program.flops
             elif sure is None:
                 program = program_of(tape, problem.device)
-                search, zero = _boxes(program, problem, radii, progress, clock)
+                search, zero = _boxes(program, problem, rounding, radii, progress, clock)
                 sure, flops = -math.inf if zero else None, program.flops
-            around, more = _around_inputs(problem, tape, inputs, epsilon, seed, clock)
+            around, more = _around_inputs(problem, tape, rounding, inputs, epsilon, seed, clock)
             flops += more
         except ConstantMarginError as constant:
             sure = 0.0 if constant.margin >= 0 else -math.inf
@@ -124,15 +129,24 @@ def certify(
     )  # fmt: skip
 
 
-def _require_wide_types(problem: RiskProblem, tape: Tape) -> None:
-    """Rounding of float32 and float64 is far below what a margin varies by; that of half and bfloat16 is not."""
+def _rounding(problem: RiskProblem, tape: Tape) -> float:
+    """What a margin may be off by, in units of its terms, in the narrowest type the network computes in.
+
+    Rounding of float32 and float64 is far below what a margin varies by, unless a sigmoid has run out of digits; that of half and
+    bfloat16 is not.
+    """
+    widest = torch.finfo(torch.float64).eps
     for step in tape.steps:
         kind = step.dtype
-        if kind is not None and kind.is_floating_point and torch.finfo(kind).eps > torch.finfo(torch.float32).eps:
+        if kind is None or not kind.is_floating_point:
+            continue
+        widest = max(widest, torch.finfo(kind).eps)
+        if widest > torch.finfo(torch.float32).eps:
             raise RiskError(
                 f"{problem.name}: the network computes in {kind} (step {step.name!r}), whose rounding is part of what it does and "
                 "is not bounded. Bound its float32 version, network.float(), which is another function; or use run_smc or estimate."
             )
+    return ROUNDINGS * widest
 
 
 def _certain(problem: RiskProblem, tape: Tape) -> float | None:
@@ -145,15 +159,21 @@ def _certain(problem: RiskProblem, tape: Tape) -> float | None:
     return 0.0 if least >= 0 and defined else None
 
 
-def _balls(program: Program, dimension: int, radii: Sequence[float] | None, progress: bool, clock: Clock) -> Search:
+def _balls(
+    program: Program, dimension: int, rounding: float, radii: Sequence[float] | None, progress: bool, clock: Clock
+) -> Search:
     """Balls around 0 in the normal space."""
+    large = radii is None and _at_once(program) == 1
 
     def prove(tried: list[float]) -> None:
+        idle = 0
+        if large and search.radii and log_chi_tail(max(tried), dimension) > math.log(SAYS_NOTHING):
+            return  # a finer radius is no better bound, and each takes seconds
         for part in torch.tensor(tried, dtype=torch.float64, device=program.device).split(_at_once(program)):
-            if clock.over():
+            if clock.over() or (large and idle == IDLE):
                 return
             ball = Ball(torch.zeros(len(part), dimension, dtype=torch.float64, device=program.device), part)
-            planes, _, high = _margin(program, ball)
+            planes, _, high = margin_bounds(program, ball, rounding)
             certified = (high < 0).tolist()
             search.radii += part.tolist()
             search.certified += certified
@@ -161,6 +181,9 @@ def _balls(program: Program, dimension: int, radii: Sequence[float] | None, prog
                 log_chi_tail(r, dimension) if ok else 0.0 for r, ok in zip(part.tolist(), certified, strict=True)
             ]
             search.proven += log_proven(planes.weights, planes.offset, part).tolist()
+            # The plane may say something on a larger ball, outside of which less is left.
+            plane = float(log_proven(planes.weights, planes.offset, torch.full_like(part, math.inf)).min())
+            idle = 0 if any(certified) or plane <= math.log(SAYS_NOTHING) else idle + 1
 
     search = Search()
     rounds(prove, search, [g * math.sqrt(dimension) for g in GRID], radii, progress)
@@ -168,7 +191,7 @@ def _balls(program: Program, dimension: int, radii: Sequence[float] | None, prog
 
 
 def _boxes(
-    program: Program, problem: RiskProblem, radii: Sequence[float] | None, progress: bool, clock: Clock
+    program: Program, problem: RiskProblem, rounding: float, radii: Sequence[float] | None, progress: bool, clock: Clock
 ) -> tuple[Search, bool]:
     """Boxes between quantiles of independent numbers, and whether the whole support is one without catastrophe."""
     law = problem.inputs
@@ -187,7 +210,7 @@ def _boxes(
         for some, others in zip(low.split(_at_once(program)), high.split(_at_once(program)), strict=True):
             if clock.over():
                 return found + [False] * (len(low) - len(found))
-            found += (_margin(program, Box((some + others) / 2, (others - some) / 2))[2] < 0).tolist()
+            found += (margin_bounds(program, Box((some + others) / 2, (others - some) / 2), rounding)[2] < 0).tolist()
         return found
 
     search, support = Search(), support_of(law)
@@ -195,12 +218,19 @@ def _boxes(
         search.radii, search.certified, search.ball = [math.inf], [True], [-math.inf]
         return search, True
 
+    large, dimension = radii is None and _at_once(program) == 1, transport.dimension
+
     def try_(tried: list[float]) -> None:
-        tried = [r for r in tried if r <= LARGEST_U]
-        search.radii += tried
-        certified = prove(*ends(transport.map, torch.tensor(tried), transport.dimension)) if tried else []
-        search.certified += certified
-        search.ball += [_outside(r, transport.dimension) if ok else 0.0 for r, ok in zip(tried, certified, strict=True)]
+        tried, idle = [r for r in tried if r <= LARGEST_U], 0
+        if large and search.radii and _outside(max(tried, default=0.0), dimension) > math.log(SAYS_NOTHING):
+            return
+        for some in ([r] for r in tried) if large else filter(None, [tried]):
+            if idle == IDLE:
+                return
+            certified = prove(*ends(transport.map, torch.tensor(some), dimension))
+            search.radii, search.certified = search.radii + some, search.certified + certified
+            search.ball += [_outside(r, dimension) if ok else 0.0 for r, ok in zip(some, certified, strict=True)]
+            idle = 0 if not large or any(certified) else idle + 1
 
     rounds(try_, search, [LARGEST_U * g / GRID[-1] for g in GRID], radii, progress)
     return search, False
@@ -209,14 +239,6 @@ def _boxes(
 def _outside(radius: float, dimension: int) -> float:
     """log of the mass outside a box whose ends are quantiles computed in float64, nats."""
     return min(0.0, float(np.logaddexp(log_box_tail(radius * (1 - QUANTILE), dimension), math.log(dimension * PHI))))
-
-
-def _margin(program: Program, region: Region) -> tuple[Plane, Tensor, Tensor]:
-    """Planes above the margin on each region, and its bounds there (regions,)."""
-    bounds = crown_bounds(program, region)
-    planes, largest = upper_planes(program, region, bounds)
-    low, high = (end.flatten() for end in bounds[program.output.name])
-    return planes, low, high.fmin(largest.amax(1))
 
 
 def _at_once(program: Program) -> int:
@@ -237,7 +259,7 @@ def _of_search(search: Search, gaussian: bool) -> dict[str, float]:
 
 @torch.no_grad()
 def _around_inputs(
-    problem: RiskProblem, tape: Tape, inputs: int, epsilon: float | None, seed: int, clock: Clock
+    problem: RiskProblem, tape: Tape, rounding: float, inputs: int, epsilon: float | None, seed: int, clock: Clock
 ) -> tuple[dict[str, float], float]:
     """Of sampled inputs, the share with a certified sign in a box around each, and the share that fails; and the FLOPs."""
     with seeded(seed, problem.device):
@@ -253,7 +275,7 @@ def _around_inputs(
     for part in centre.split(_at_once(program)):
         if clock.over():
             return {}, program.flops
-        _, low, high = _margin(program, Box(part, torch.full_like(part, epsilon)))
+        _, low, high = margin_bounds(program, Box(part, torch.full_like(part, epsilon)), rounding)
         settled.append((high < 0) | (low >= 0))
     shares = {
         "inputs": float(inputs), "epsilon": epsilon, "share_of_inputs_certified": float(torch.cat(settled).double().mean()),

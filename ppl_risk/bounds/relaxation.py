@@ -95,6 +95,25 @@ def upper_planes(program: Program, region: Region, bounds: Bounds) -> tuple[Plan
     return Plane(0.0 - below.weights, SLACK * below.mass - below.offset, below.mass), -_least(below, region)
 
 
+def margin_bounds(program: Program, region: Region, rounding: float) -> tuple[Plane, Tensor, Tensor]:
+    """Planes above the margin on each region, and its bounds there (regions,), all wider by the rounding of the network.
+
+    `rounding` is in units of the terms that the margin is a sum of: where a sigmoid has run out of digits, `sigmoid(z) - 1` is 0 in
+    the network and below 0 in exact arithmetic.
+    """
+    bounds = crown_bounds(program, region)
+    planes, largest = upper_planes(program, region, bounds)
+    last = program.output
+    low, high = (end.flatten() for end in bounds[last.name])
+    size = torch.maximum(low.abs(), high.abs())
+    if last.kind == "affine":
+        parents = tuple(torch.maximum(*(end.abs() for end in bounds[p])) for p in last.parents)
+        size = last.spread(parents).flatten() + last.offset.abs().flatten()
+    size = torch.where(size.isfinite(), rounding * size, 0.0)
+    planes = planes._replace(offset=planes.offset + rounding * planes.mass)
+    return planes, low - size, (high + size).fmin((largest + rounding * planes.mass).amax(1))
+
+
 def _settled(program: Program, node: Node, lower: Tensor, upper: Tensor) -> bool:
     """Whether lines around what reads the node are exact already: ReLUs that are on or off all over the region."""
     for reader in program.nodes.values():

@@ -126,7 +126,12 @@ def _apart(points: Tensor) -> Tensor:
     return torch.stack(kept) if kept else points[:0]
 
 
-def _drawn(problem: RiskProblem, points: Tensor) -> Places:
+def again(problem: RiskProblem, places: Places, times: int) -> Places:
+    """The same places with other draws around them, so many times more."""
+    return _drawn(problem, places.points, times * DRAWS)
+
+
+def _drawn(problem: RiskProblem, points: Tensor, draws: int = DRAWS) -> Places:
     """p and its relative error by draws around the points and from the input law, in exact proportions."""
     if not len(points):
         return Places(points, -math.inf, math.inf, 0, 0.0)
@@ -134,13 +139,13 @@ def _drawn(problem: RiskProblem, points: Tensor) -> Places:
     share = torch.softmax(-0.25 * points.square().sum(-1), 0) * (1 - DEFENSIVE)
     share = torch.cat([share, share.new_tensor([DEFENSIVE])])
     centres = torch.cat([points, torch.zeros_like(points[:1])])
-    ends = (share.cumsum(0) * DRAWS).round().long()
+    ends = (share.cumsum(0) * draws).round().long()
     counts = torch.diff(ends, prepend=ends.new_zeros(1))
     u = centres.repeat_interleave(counts, 0)
     u = u + torch.randn_like(u)
     # log q / phi of every component: c.u - |c|^2 / 2
     log_q = u @ centres.mT - 0.5 * centres.square().sum(-1)
-    log_w = -torch.logsumexp(log_q + (counts.double() / DRAWS).log(), -1)
+    log_w = -torch.logsumexp(log_q + (counts.double() / draws).log(), -1)
     with torch.no_grad():
         hit = problem.margin_of_normal(u.to(problem.dtype)) >= 0
     if not bool(hit.any()):
@@ -150,7 +155,7 @@ def _drawn(problem: RiskProblem, points: Tensor) -> Places:
     relative = (weight - top).exp()
     mean = relative.mean()
     log_p = float(mean.log() + top)
-    error = float(relative.std() / mean) / math.sqrt(DRAWS)
+    error = float(relative.std() / mean) / math.sqrt(draws)
     effective = float(relative.sum().square() / relative.square().sum())
     return Places(points, log_p, error, int(hit.sum()), effective)
 

@@ -67,7 +67,8 @@ def propagate(
     The law of every layer is Gaussian, u -> x -> layers, with the correlations that `family` keeps. `slices` integrates over one
     direction of the input, or two, int phi(v) Pr[event | v] dv; `skewed` carries third cumulants inside the slices; `orthant`
     reads the event off one law, `gaussian` the tail of one Gaussian margin. With `trust` the true network is then run 1500
-    times, and the number is REFUSED where those passes say so.
+    times and searched for failures, and the number is REFUSED where those passes say so, or do not exclude that it is a factor of
+    2 off; where they leave that open, five times as many are made.
 
     Args:
         problem: the problem; its input law Gaussian, or a product of continuous laws. family: "mean_field", "low_rank" or
