@@ -73,7 +73,7 @@ seen = {
     f"{b} bits": pr.monte_carlo(pr.load_model("backdoored_parity", n=n, bits=b), calls=calls, progress=False)
     for b in widths
 }
-ax = plots.plot_estimates(pr.compare(seen))
+ax = plots.plot_estimates(seen)
 ax.plot([-b * math.log10(2) for b in widths], range(len(widths)), "D", mfc="none", mec=plots.estimates.INK, ms=8)
 ax.set_xlabel("log10 P(wrong) on natural inputs, 90 % interval")
 plt.show()

@@ -39,6 +39,11 @@ class NetworkError(RiskError, RuntimeError):
     """A network or detector that raised an error of its own; the message repeats its first line."""
 
 
+def is_final(error: BaseException) -> bool:
+    """Whether a second try is pointless: a mistake that the caller must mend, and not an error that a network raised once."""
+    return isinstance(error, RiskError) and not isinstance(error, NetworkError)
+
+
 class ArgumentError(RiskError, TypeError):
     """An argument of the wrong kind, or one that the call does not take."""
 

@@ -107,7 +107,10 @@ def _state(problem: RiskProblem) -> Iterator[tuple[str, Any]]:
 
 def _plain(value: Tensor) -> Tensor:
     value = value.detach()
-    return (value.to_dense() if value.layout != torch.strided else value).cpu().resolve_conj().reshape(-1)
+    value = value.to_dense() if value.layout != torch.strided else value
+    value = value.cpu().resolve_conj().reshape(-1)
+    # A single number that was expanded has stride 0, counts as contiguous and cannot be viewed as bytes.
+    return value.new_empty(value.shape).copy_(value)
 
 
 def _margins(problem: RiskProblem) -> np.ndarray:

@@ -282,11 +282,14 @@ class RiskProblem(Metered):
 
     def cost(self, meter: Meter) -> dict[str, Any]:
         """The fields of a `RiskEstimate` that say what it cost, and of which problem it is."""
-        from ppl_risk.parallel.plan import fingerprint, unmetered  # which are about problems
+        from ppl_risk.identity import fingerprint  # which are about problems
+        from ppl_risk.parallel.chain import tried_twice
+        from ppl_risk.parallel.plan import unmetered
 
+        known = tried_twice(self, lambda: fingerprint(unmetered(self)), "The fingerprint of the problem")
         return {
             "forward_calls": meter.forward_calls, "gradient_calls": meter.gradient_calls, "flops": self.flops(meter),
-            "training_flops": self.provenance.training_flops, "fingerprint": fingerprint(unmetered(self)),
+            "training_flops": self.provenance.training_flops, "fingerprint": known,
         }  # fmt: skip
 
 

@@ -36,8 +36,8 @@ from ppl_risk.risk_estimate import RiskEstimate, Status
 #: A fit, and a set of draws, are kept in so many parts at most; those of a fit take at most so many bytes together.
 PARTS, LARGEST_KEPT = 8, 64 * 2**20
 
-#: Decades by which draws around every place found may stand above the number, beyond twice their error.
-LEFT_OUT = 0.05
+#: Decades by which draws around every place found may stand above the number, beyond so many standard errors of both.
+LEFT_OUT, SIGMAS = 0.05, 3.0
 #: Said where a family of laws over layers was asked for and there are none.
 ONE_SITE = (
     "No layers were found behind the network, so the input is the only site and all families are laws of the input alone: to "
@@ -130,7 +130,7 @@ def fit_svi(
             with seeded(look_seed, problem.device):
                 places = places_of(work, component_means(fit.guide.input_law()), result.log_prob)
             elsewhere = evidence_of(places)
-            if missed(places, result.log_prob) > LEFT_OUT:
+            if missed(places, result.log_prob, result.std_error, SIGMAS) > LEFT_OUT:
                 status, remedy = Status.ROUTES_DISAGREE, (
                     f"{disagreement(places, result.log_prob, 'guide')} Use ppl_risk.estimate, or a family with input=Mixture()."
                 )

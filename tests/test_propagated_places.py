@@ -105,8 +105,8 @@ def test_pooling_at_the_edge(pool):
     found = propagate(problem, "full", readout="gaussian", trust=False)
     with torch.no_grad():
         seen = problem.margin(torch.randn(40_000, 1, 5, 5, generator=torch.Generator().manual_seed(0)))
-    assert float(found.guide.prior[0]) == pytest.approx(float(seen.mean()), abs=0.06)
-    assert float(found.guide.prior[1]) == pytest.approx(float(seen.var()), rel=0.25)
+    assert float(found.guide.prior[0]) == pytest.approx(float(seen.mean()), abs=0.01)
+    assert float(found.guide.prior[1]) == pytest.approx(float(seen.var()), rel=0.35)
 
 
 def test_what_fails_inside_is_one_error_in_words(monkeypatch):
@@ -114,5 +114,5 @@ def test_what_fails_inside_is_one_error_in_words(monkeypatch):
         raise torch.linalg.LinAlgError("the input matrix is ill-conditioned")
 
     monkeypatch.setattr("ppl_risk.propagation.run.design_point", broken)
-    with pytest.raises(RiskError, match=r"could not be computed \(LinAlgError.*run_smc"):
+    with pytest.raises(RiskError, match=r"could not be computed \(_LinAlgError.*run_smc"):
         propagate(RiskProblem(lambda x: x.sum(-1) - 4.0, standard(2)))

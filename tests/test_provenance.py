@@ -50,7 +50,7 @@ def test_weights_that_cannot_be_read_are_refused(tmp_path, part):
     with pytest.raises(RiskError, match="no weights file"):
         Provenance.read(**{part: tmp_path / "absent.safetensors"})
     (tmp_path / "cut.safetensors").write_bytes(b"1234")
-    with pytest.raises(RiskError, match="not a readable safetensors file"):
+    with pytest.raises(RiskError, match="not a readable weights file"):
         Provenance.read(**{part: tmp_path / "cut.safetensors"})
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pt")
     with pytest.raises(UntrustedFileError, match="Not opened"):

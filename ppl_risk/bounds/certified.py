@@ -85,7 +85,7 @@ def certify(
         raise RiskError("inputs must be at least 0, epsilon and radii greater than 0.")
     if max_seconds is not None and not max_seconds > 0:
         raise RiskError(f"max_seconds must be greater than 0 or None, got {max_seconds}.")
-    require_sound(problem)
+    require_sound(problem, proof=True)
     clock = Clock(started, max_seconds)
     sure: float | None = None
     search, around, flops, gaussian = Search(), dict[str, float](), 0.0, False

@@ -96,8 +96,8 @@ def estimate(
     bar = tqdm(total=max_calls, disable=not progress, desc="estimate", unit="call", unit_scale=True)
     with problem.metered(max_calls) as meter, torch.no_grad(), bar:
         meter.forward_calls += first_look.calls + len(first_look.rows)
-        # Taken whether or not a key is read: the answer must not depend on who does the work.
-        meter.forward_calls += FINGERPRINT_CALLS
+        # One of the work, whether or not a key is read (the answer must not depend on who does it), and one of the problem.
+        meter.forward_calls += 2 * FINGERPRINT_CALLS
         units = {"engine": engine, "folder": folder, "progress": False}
         work = _Engine(problem, first_look.units.problem, meter, bar, max_calls, target_cv, posterior_draws, seed, units)
         # Everything in it has seeds of its own, so a second try finds the units of the first, and the same bits.

@@ -155,12 +155,12 @@ def _drawn(problem: RiskProblem, points: Tensor) -> Places:
     return Places(points, log_p, error, int(hit.sum()), effective)
 
 
-def missed(places: Places, log_prob: float) -> float:
-    """Decades by which the draws around all places stand above a number, less twice their error."""
+def missed(places: Places, log_prob: float, std_error: float = 0.0, sigmas: float = 2.0) -> float:
+    """Decades by which the draws around all places stand above a number, less so many standard errors of the two."""
     if not math.isfinite(places.log_prob) or places.effective < 5:
         return -math.inf
-    # Twice the relative error, in logarithms, so that one heavy draw cannot speak alone.
-    sure = places.log_prob + math.log(max(1 - 2 * places.error, 1e-3))
+    # The relative error within the logarithm, so that one heavy draw cannot speak alone.
+    sure = places.log_prob + math.log(max(1 - sigmas * math.hypot(places.error, std_error), 1e-3))
     return (sure - log_prob) / LOG10
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from ppl_risk.errors import RiskError, UnitFailedError
+from ppl_risk.errors import UnitFailedError, is_final
 from ppl_risk.parallel.journal import Journal, Sound, folder_of
 from ppl_risk.parallel.loop import first_line, undone_if_it_fails
 from ppl_risk.parallel.plan import plan_units
@@ -132,9 +132,9 @@ def tried_twice(
         try:
             with undone_if_it_fails([problem]):
                 return work()
-        except RiskError:
-            raise
         except Exception as error:
+            if is_final(error):
+                raise
             if last:
                 where = f"What was done before is kept in {kept}" if kept else "folder= keeps what was done before"
                 raise UnitFailedError(

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import RiskError, is_final
 from ppl_risk.parallel.loop import Failure, Work, first_line
 from ppl_risk.parallel.parcel import Parcel, pack, run_packed
 from ppl_risk.parallel.plan import Unit
@@ -100,9 +100,9 @@ class _Sender:
                 unit = pending.pop(future)
                 try:
                     text = future.result()
-                except RiskError:
-                    raise
                 except (Exception, CancelledError) as error:
+                    if is_final(error):
+                        raise
                     failures.append(Failure(unit, error, tries))
                 else:
                     done(unit, text)

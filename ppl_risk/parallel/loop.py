@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
-from ppl_risk.errors import RiskError, UnitFailedError
+from ppl_risk.errors import RiskError, UnitFailedError, is_final
 from ppl_risk.parallel.journal import Journal, Sound, folder_of
 from ppl_risk.parallel.plan import Unit
 from ppl_risk.parallel.records import Record, read, write
@@ -112,9 +112,9 @@ def _loop(todo: Sequence[Unit], work: Work, shared: Any, done: Callable[[Unit, s
             try:
                 with undone_if_it_fails(problems_in(shared)):
                     text = execute(work, shared, unit, torch.get_default_dtype())
-            except RiskError:
-                raise
             except Exception as error:
+                if is_final(error):
+                    raise
                 failures.append(Failure(unit, error, tries))
             else:
                 done(unit, text)

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppl_risk.parallel.chain import tried_twice
 from ppl_risk.preflight.checks import TOLERANCE
 from ppl_risk.preflight.margins import saturated
 from ppl_risk.preflight.units import Units
@@ -57,7 +58,7 @@ def last_look(estimate: RiskEstimate, problem: RiskProblem, first: FirstLook, me
         met: margins that the method met, those near the event among them.
     """
     with unseen_by_meters(problem), torch.no_grad():
-        now = problem.margin(first.rows.clone())
+        now = tried_twice(problem, lambda: problem.margin(first.rows.clone()), "The last look")
     finite = first.margin[torch.isfinite(first.margin)].double()
     scale = max(float(finite.std()), float(finite.abs().max()) * 1e-2, 1e-300) if len(finite) > 1 else 1.0
     apart = (now != first.margin) & ~((now - first.margin).abs() <= TOLERANCE * scale)

@@ -181,15 +181,12 @@ def _max_pool(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.
 
 
 def _windows_apart(step: Step, joint: Joint, keep: set[str], shapes: dict[str, torch.Size]) -> None:
-    """Windows that stick out at the edge: a place outside repeats one inside, which changes no largest."""
+    """Windows that stick out at the edge read fewer places: those that read as many are reduced together."""
     parent = step.parents[0]
     shape = shapes[parent]
-    count = shape[-2] * shape[-1]
-    number = torch.arange(1, count + 1, dtype=torch.float64).reshape(1, 1, *shape[-2:])
-    kernel, stride = (
-        _pair(step.argument(1, "kernel_size")),
-        _pair(step.argument(2, "stride") or step.argument(1, "kernel_size")),
-    )
+    number = torch.arange(1, shape[-2] * shape[-1] + 1, dtype=torch.float64).reshape(1, 1, *shape[-2:])
+    kernel = _pair(step.argument(1, "kernel_size"))
+    stride = _pair(step.argument(2, "stride") or kernel)
     padding, dilation = _pair(step.argument(3, "padding", 0)), _pair(step.argument(4, "dilation", 1))
     rows, columns = step.shape[-2:]
     # Room for windows that end beyond the padding, too.
@@ -199,13 +196,26 @@ def _windows_apart(step: Step, joint: Joint, keep: set[str], shapes: dict[str, t
     for i, j in itertools.product(range(kernel[0]), range(kernel[1])):
         top, left = i * dilation[0], j * dilation[1]
         windows.append(laid[top : top + rows * stride[0] : stride[0], left : left + columns * stride[1] : stride[1]])
-    read = torch.stack(windows, -1).long()
-    read = torch.where(read > 0, read, read.amax(-1, keepdim=True)) - 1
-    name = f"{step.name}/windows"
-    move = _moved(name, parent, lambda x: x.flatten(-2)[..., read.to(x.device)], shape)
-    joint.affine(name, (parent,), LinearMap(move, [shape]), keep | {name})
-    inner = replace(step, op="amax", parents=(name,), arguments=(Ref(name), [-1]), keywords={})
-    _reduce(inner, joint, keep, {name: move.shape})
+    read = torch.stack(windows, -1).long().flatten(0, 1).sort(-1, descending=True).values - 1
+    inside = (read >= 0).sum(-1)
+    live, pieces, made, order = keep | {parent}, [], [], []
+    for count in inside.unique().tolist():
+        these = (inside == count).nonzero()[:, 0]
+        name, piece = f"{step.name}/windows{count}", f"{step.name}/best{count}"
+        move = _moved(name, parent, lambda x, at=read[these, :count]: x.flatten(-2)[..., at.to(x.device)], shape)
+        joint.affine(name, (parent,), LinearMap(move, [shape]), live | {name, *pieces})
+        inner = replace(step, name=piece, op="amax", parents=(name,), arguments=(Ref(name), [-1]), keywords={})
+        _reduce(inner, joint, live | {piece, *pieces}, {name: move.shape})
+        pieces.append(piece)
+        made.append(move.shape[:-1])
+        order.append(these)
+    back = torch.cat(order).argsort()
+
+    def together(*values: Tensor) -> Tensor:
+        return torch.cat(values, -1)[..., back.to(values[0].device)].reshape(step.shape)
+
+    joined = Step(step.name, "cat", tuple(pieces), step.shape, together)
+    joint.affine(step.name, tuple(pieces), LinearMap(joined, made), keep)
 
 
 def _pair(value: Any) -> tuple[int, int]:
