@@ -76,7 +76,9 @@ def hold_no_links(folder: Path) -> None:
         for path in (Path(place, name) for name in (*folders, *files)):
             if path.is_symlink() or not (path.is_dir() or path.is_file()):
                 kind = "a link to another place" if path.is_symlink() else "a pipe or a device"
-                raise RiskError(f"{path} is {kind}; a run writes only files and folders. Remove it, if you trust the rest.")
+                raise RiskError(
+                    f"{path} is {kind}; a run writes only files and folders. Remove it, if you trust the rest."
+                )
 
 
 @contextmanager

@@ -63,7 +63,11 @@ class RiskProblem(Metered):
         provenance: Provenance | None = None,
     ) -> None:
         for role, part in (("network", network), ("detector", detector)):
-            if part is not None and not callable(part):
+            if isinstance(part, type):
+                raise RiskError(
+                    f"The {role} must be an object, got the class {part.__name__}: make one, {part.__name__}(...)."
+                )
+            if not callable(part) and (part is not None or role == "network"):
                 raise RiskError(f"The {role} must be callable, got {type(part).__name__}.")
         self.network = uncompiled(network)
         self.inputs = law_of(inputs)
