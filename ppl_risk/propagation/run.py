@@ -66,8 +66,8 @@ def propagate(
 
     The law of every layer is Gaussian, u -> x -> layers, with the correlations that `family` keeps. `slices` integrates over one
     direction of the input, or two, int phi(v) Pr[event | v] dv; `skewed` carries third cumulants inside the slices; `orthant`
-    reads the event off one law, `gaussian` the tail of one Gaussian margin. With `trust` the true network is then run 1500
-    times, and the number is REFUSED where those passes say so.
+    reads the event off one law, `gaussian` the tail of one Gaussian margin. With `trust` the true network is then run about
+    3,000 to 4,400 times, and the number is REFUSED where those passes say so.
 
     Args:
         problem: the problem; its input law Gaussian, or a product of continuous laws. family: "mean_field", "low_rank" or
@@ -223,7 +223,10 @@ def _verdict(passes: Trust, log_prob: float, readout: str, trust: bool) -> tuple
         told = (
             "Set trust=True to check it" if readout in SLICED and not trust else "Use readout='slices', which checks it"
         )
-        return Status.MODEL_ONLY, f"{told} with 1500 passes of the network, or {instead[0].lower()}{instead[1:]}"
+        return (
+            Status.MODEL_ONLY,
+            f"{told} with a few thousand passes of the network, or {instead[0].lower()}{instead[1:]}",
+        )
     if passes.evidence["depth_over_width"] > DEEP:
         return (
             Status.OK,
