@@ -215,14 +215,9 @@ def test_slips_of_the_keyboard(folder, words, fragment):
 
 
 LAW = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(4), 1.0), 1)
+#: Wrong types the tests' own type checker stops first; these pass it.
 IN_PYTHON = {
     "a class for a network": (lambda: pr.RiskProblem(torch.nn.Linear, LAW), "class Linear"),
-    "no network": (lambda: pr.RiskProblem(None, LAW), "NoneType"),
-    "a folder that is none": (
-        lambda: pr.monte_carlo(pr.RiskProblem(lambda x: x[:, 0], LAW), calls=100, folder=3, progress=False),
-        "folder is a path",
-    ),
-    "half a rank": (lambda: pr.guides.LowRankNormal(2.5).bind(4, "cpu"), "whole number"),
     "no rank": (lambda: pr.guides.LowRankNormal(0).bind(4, "cpu"), "whole number"),
 }
 
