@@ -1,4 +1,4 @@
-"""The law of activations, sliced along the design point, checked by 1500 passes. Use it on wide, shallow networks."""
+"""The law of activations, sliced along the design point, checked by passes of the network. Use it on wide, shallow networks."""
 
 import ppl_risk as pr
 

@@ -99,7 +99,7 @@ plt.show()
 
 # %% [markdown]
 # Within 0.15 decades of the truth, where one tail was off by 1.5. No input was run for that number; `forward passes worth` says what it
-# cost instead. The 1500 passes booked are the check, to which we come.
+# cost instead. The passes booked are the check, to which we come.
 #
 # ## The whole curve from one pass
 #

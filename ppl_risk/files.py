@@ -60,6 +60,27 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return record
 
 
+def hold_no_links(folder: Path) -> None:
+    """Look through a folder that somebody else may have made and that we are going to write in and clear up.
+
+    A link in it would have us append to, replace or remove files elsewhere; reading a pipe would wait for ever.
+
+    Raises:
+        RiskError: it holds a link, a pipe or a device, at any depth, or cannot be looked through.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise RiskError(f"{folder} cannot be read: {error.strerror or error}.") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
+        for path in (Path(place, name) for name in (*folders, *files)):
+            if path.is_symlink() or not (path.is_dir() or path.is_file()):
+                kind = "a link to another place" if path.is_symlink() else "a pipe or a device"
+                raise RiskError(
+                    f"{path} is {kind}; a run writes only files and folders. Remove it, if you trust the rest."
+                )
+
+
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
     try:

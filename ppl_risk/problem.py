@@ -63,8 +63,9 @@ class RiskProblem(Metered):
         provenance: Provenance | None = None,
     ) -> None:
         for role, part in (("network", network), ("detector", detector)):
-            if part is not None and not callable(part):
-                raise RiskError(f"The {role} must be callable, got {type(part).__name__}.")
+            if isinstance(part, type) or not (callable(part) or (part is None and role == "detector")):
+                got = f"the class {part.__name__}: call it" if isinstance(part, type) else type(part).__name__
+                raise RiskError(f"The {role} must be callable, got {got}.")
         self.network = uncompiled(network)
         self.inputs = law_of(inputs)
         if self.parts is not None:

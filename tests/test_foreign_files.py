@@ -160,12 +160,34 @@ def test_a_record_that_is_none(kind, tmp_path):
 
 def test_a_pipe_is_no_record(tmp_path):
     os.mkfifo(tmp_path / "run.json")
-    with pytest.raises(RiskError, match=r"holds no run\.json"):
+    with pytest.raises(RiskError, match="a pipe or a device"):
         read_request(tmp_path)
     (tmp_path / "big.json").write_bytes(b"")
     os.truncate(tmp_path / "big.json", 2**40)
     with pytest.raises(RiskError, match="1,099,511,627,776 bytes"):
         read_json(tmp_path / "big.json", "a record")
+
+
+@pytest.mark.parametrize(
+    "place", ["units", "units/monte_carlo", "units/monte_carlo/units.jsonl", "units.jsonl", "monte_carlo"]
+)
+def test_a_link_or_a_pipe_in_a_run_is_refused_and_nothing_behind_it_changes(place, tmp_path):
+    run, away = tmp_path / "run", tmp_path / "away"
+    (run / place).parent.mkdir(parents=True)
+    (away / "monte_carlo").mkdir(parents=True)
+    (away / "monte_carlo" / "letters").write_text("dear")
+    (run / "run.json").write_text(json.dumps(RECORD))
+    aim = away / "monte_carlo" / "letters" if place.endswith("jsonl") else away
+    (run / place).symlink_to(aim)
+    for words in (("estimate", "--resume", run), ("show", run), ("compare", run)):
+        with pytest.raises(RiskError, match="is a link to another place"):
+            call(*words)
+    assert (away / "monte_carlo" / "letters").read_text() == "dear"
+    assert [p.name for p in away.rglob("*")] == ["monte_carlo", "letters"]
+    (run / place).unlink()
+    os.mkfifo(run / place)
+    with pytest.raises(RiskError, match="a pipe or a device"):
+        call("estimate", "--resume", run)
 
 
 def saved(folder, **changes):

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Independent, Normal
+from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 import ppl_risk as pr
 from ppl_risk.identity import fingerprint, same_problem
@@ -30,6 +30,12 @@ def moved(by, where="2.weight"):
     return network
 
 
+def mixed(rare):
+    kinds = Independent(Normal(torch.tensor([[0.0], [4.0]]).expand(2, 8), 1.0), 1)
+    law = MixtureSameFamily(Categorical(torch.tensor([1 - rare, rare])), kinds)
+    return pr.RiskProblem(net(), law, lambda y: y - 3.0)
+
+
 OTHERS = {
     "weights": lambda: problem(net(1)), "one weight": lambda: problem(moved(0.01)),
     "one bias": lambda: problem(moved(0.01, "0.bias")),
@@ -42,6 +48,14 @@ OTHERS = {
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_changes_the_problem_changes_the_fingerprint(kind):
     assert not same_problem(fingerprint(problem()), fingerprint(OTHERS[kind]()))
+
+
+@pytest.mark.parametrize("rare", [1e-3, 1e-6])
+def test_weights_of_a_mixture_are_part_of_the_problem(rare):
+    once, again, other = (fingerprint(mixed(share)) for share in (rare, rare, 2 * rare))
+    assert once == again
+    assert once.split(".")[0] != other.split(".")[0]  # under this, finished units are found again
+    assert not same_problem(once, other)
 
 
 def test_what_does_not():

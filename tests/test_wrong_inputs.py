@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+import ppl_risk as pr
 
 PROBLEMS = """
 import torch
@@ -209,3 +212,18 @@ def test_slips_of_the_keyboard(folder, words, fragment):
     code, text = command(folder, *words)
     assert code == 3
     assert fragment in text
+
+
+LAW = torch.distributions.Independent(torch.distributions.Normal(torch.zeros(4), 1.0), 1)
+#: Wrong types the tests' own type checker stops first; these pass it.
+IN_PYTHON = {
+    "a class for a network": (lambda: pr.RiskProblem(torch.nn.Linear, LAW), "class Linear"),
+    "no rank": (lambda: pr.guides.LowRankNormal(0).bind(4, "cpu"), "whole number"),
+}
+
+
+@pytest.mark.parametrize("name", IN_PYTHON)
+def test_in_python_too(name):
+    call, words = IN_PYTHON[name]
+    with pytest.raises(pr.RiskError, match=words):
+        call()

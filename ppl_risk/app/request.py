@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from ppl_risk.errors import RiskError
-from ppl_risk.files import read_json
+from ppl_risk.files import hold_no_links, read_json
 from ppl_risk.zoo import list_models, list_recipes, locate
 
 #: More recipes than anybody types.
@@ -73,10 +73,11 @@ def read_request(folder: Path) -> Request:
     """The request in a run's folder.
 
     Raises:
-        RiskError: the folder is not a run's, or its record is damaged.
+        RiskError: the folder is not a run's, its record is damaged, or it holds links or pipes.
     """
     if not folder.is_dir():
         raise RiskError(f"There is no folder {folder}.")
+    hold_no_links(folder)
     record = read_json(folder / "run.json", "a run's folder")
     if reason := _wrong(record):
         raise RiskError(f"{folder / 'run.json'} is not the record of a run: {reason}.")

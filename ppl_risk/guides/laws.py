@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import pyro.distributions as dist
@@ -110,7 +111,9 @@ class LowRankLaw(Law):
 
     def __init__(self, dimension: int, rank: int, device: torch.device | str = "cpu") -> None:
         super().__init__(dimension, device)
-        self.rank = min(rank, dimension)
+        if not isinstance(rank, Integral) or rank < 1:
+            raise RiskError(f"The rank of a low-rank law is a whole number from 1 on, got {rank!r}.")
+        self.rank = min(int(rank), dimension)
         # Not zero: there the gradient with respect to the factor vanishes.
         start = torch.linspace(-1, 1, dimension * self.rank, device=device).reshape(dimension, self.rank)
         self.factor = nn.Parameter(0.01 * torch.cos(7.0 * start))

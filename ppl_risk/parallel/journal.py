@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from ppl_risk.errors import FolderError
+from ppl_risk.errors import FolderError, RiskError
 from ppl_risk.parallel.plan import Unit
 from ppl_risk.parallel.records import Record, read
 
@@ -51,7 +51,13 @@ def units_folder(path: str | Path | None) -> Iterator[None]:
 
 
 def folder_of(folder: str | Path | None) -> Path | None:
-    """The folder that a call was given, else that of the block it stands in, else None."""
+    """The folder that a call was given, else that of the block it stands in, else None.
+
+    Raises:
+        RiskError: what was given is no path.
+    """
+    if not isinstance(folder, str | os.PathLike | None):
+        raise RiskError(f"folder is a path, as text or a pathlib.Path, got {folder!r}.")
     return _FOLDER.get() if folder is None else Path(folder)
 
 

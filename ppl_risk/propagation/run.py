@@ -66,9 +66,9 @@ def propagate(
 
     The law of every layer is Gaussian, u -> x -> layers, with the correlations that `family` keeps. `slices` integrates over one
     direction of the input, or two, int phi(v) Pr[event | v] dv; `skewed` carries third cumulants inside the slices; `orthant`
-    reads the event off one law, `gaussian` the tail of one Gaussian margin. With `trust` the true network is then run 1500
-    times and searched for failures, and the number is REFUSED where those passes say so, or do not exclude that it is a factor of
-    2 off; where they leave that open, five times as many are made.
+    reads the event off one law, `gaussian` the tail of one Gaussian margin. With `trust` the true network is then run some
+    3,000 to 4,400 times and searched for failures; the number is REFUSED where those passes say so, or do not exclude that it is
+    a factor of 2 off. Where they leave that open, more are made.
 
     Args:
         problem: the problem; its input law Gaussian, or a product of continuous laws. family: "mean_field", "low_rank" or
@@ -224,7 +224,10 @@ def _verdict(passes: Trust, log_prob: float, readout: str, trust: bool) -> tuple
         told = (
             "Set trust=True to check it" if readout in SLICED and not trust else "Use readout='slices', which checks it"
         )
-        return Status.MODEL_ONLY, f"{told} with 1500 passes of the network, or {instead[0].lower()}{instead[1:]}"
+        return (
+            Status.MODEL_ONLY,
+            f"{told} with a few thousand passes of the network, or {instead[0].lower()}{instead[1:]}",
+        )
     if passes.evidence["depth_over_width"] > DEEP:
         return (
             Status.OK,

@@ -174,11 +174,6 @@ def examine(propagator: Propagator, slices: Slices, log_prob: float, prior: At) 
             trust.left_out = f"{said}. The number is that of the draws"
         elif not trust.refused:
             trust.refused = said
-    elif not trust.refused and overstated(trust.evidence):
-        trust.left_out = (
-            f"the laws give {decades(trust.evidence['log10_p_of_the_law'])}, draws of the slices' posterior and draws around the "
-            f"places where the network fails give {decades(trust.evidence['log10_p_of_places'])}. The number is that of the draws"
-        )
     return trust
 
 
@@ -251,15 +246,6 @@ def refusal(evidence: Mapping[str, float]) -> str:
     if not gap + 2 * error <= FACTOR:
         return f"passes of the network put it {gap:.2f} decades away, with an error of {error:.2f}: a factor of 2 is not excluded"
     return ""
-
-
-def overstated(evidence: Mapping[str, float]) -> bool:
-    """Whether the laws stand above both kinds of draws, which have enough that count, by more than these may be off."""
-    enough = min(evidence.get("effective_draws", 0.0), evidence["effective_at_places"]) >= ENOUGH
-    return enough and all(
-        evidence["log10_p_of_the_law"] - evidence[f"log10_p_of_{kind}"] > CLOSE + 2 * evidence[f"{kind}_error"]
-        for kind in ("draws", "places")
-    )
 
 
 def nearest_check(evidence: Mapping[str, float]) -> tuple[float, float]:
