@@ -23,7 +23,7 @@ from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.guides.ascent import SETTLING, Ascent
-from ppl_risk.importance.places import disagreement, evidence_of, missed, places_of
+from ppl_risk.importance.places import again, disagreement, evidence_of, missed, places_of
 from ppl_risk.importance.proposal import component_means
 from ppl_risk.importance.sampling import ImportanceResult, carried, importance_sample, resample, verdict
 from ppl_risk.parallel import digest, fits, folder_of, run_chain, tried_twice, units_folder
@@ -38,6 +38,8 @@ PARTS, LARGEST_KEPT = 8, 64 * 2**20
 
 #: Decades by which draws around every place found may stand above the number, beyond so many standard errors of both.
 LEFT_OUT, SIGMAS = 0.05, 3.0
+#: How many times more draws are made around the places where the first stand above the number.
+MORE = 5
 #: Said where a family of laws over layers was asked for and there are none.
 ONE_SITE = (
     "No layers were found behind the network, so the input is the only site and all families are laws of the input alone: to "
@@ -129,6 +131,8 @@ def fit_svi(
             # Weights cannot know of a place that no draw of the guide came to.
             with seeded(look_seed, problem.device):
                 places = places_of(work, component_means(fit.guide.input_law()), result.log_prob)
+                if missed(places, result.log_prob, sigmas=0.0) > LEFT_OUT:
+                    places = again(work, places, MORE)
             elsewhere = evidence_of(places)
             if missed(places, result.log_prob, result.std_error, SIGMAS) > LEFT_OUT:
                 status, remedy = Status.ROUTES_DISAGREE, (
