@@ -10,6 +10,10 @@ INDEX   := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX),)
 # Timings are quoted for one thread; oversubscribed cores are several times slower.
 export OMP_NUM_THREADS ?= 1
 
+# Suites that are run once more with every shape and type checked at run time, which makes a call four times slower.
+TYPED := tests/guides/test_contract.py tests/test_estimator_contract.py tests/mitigation/test_mitigator_contract.py \
+	tests/test_problem.py tests/test_activations.py tests/importance
+
 .PHONY: estimate test bench notebooks truths lint lock clean
 .DELETE_ON_ERROR:
 
@@ -18,6 +22,7 @@ estimate: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	$(PY) -m pytest -q -n auto --maxprocesses 8 --dist worksteal --jaxtyping-packages=ppl_risk,beartype.beartype $(TYPED)
 
 bench: $(STAMP)
 	$(PY) -m benchmarks
