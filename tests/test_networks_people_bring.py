@@ -246,3 +246,19 @@ def test_flops_of_attention(weights):
         first,
     )
     assert problem.flops_per_row == 2 * steps * width * width * 4 + 2 * 2 * steps * steps * width
+
+
+def test_a_network_in_inference_mode_is_estimated():
+    net = torch.nn.Sequential(torch.nn.Linear(4, 1)).eval()
+
+    class Inference(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        @torch.inference_mode()
+        def forward(self, x):
+            return torch.sigmoid(self.net(x))
+
+    problem = RiskProblem(Inference().eval(), standard(4), lambda y: y[:, 0] - 0.9)
+    assert check(problem).ok

@@ -149,7 +149,7 @@ ARRIVALS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "no_grad_inside": (lambda: Under(torch.no_grad), {}),
     "inference_mode": (lambda: Under(torch.inference_mode), {}),
     "autocast": (lambda: Under(lambda: torch.autocast("cpu", torch.bfloat16)), {}),
-    "counter": (Counter, {"refuse": True}),
+    "counter": (Counter, {}),
     "branch": (Branch, {"refuse": True}),
     "random": (lambda: _random, {"refuse": True}),
     "mixing": (lambda: _mixing, {"refuse": True}),

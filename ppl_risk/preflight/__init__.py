@@ -87,7 +87,8 @@ def require_sound(problem: RiskProblem, *, slope: bool = False, proof: bool = Fa
     """
     findings, first = tried_twice(problem, lambda: _examine(problem, 0, 0), "The preflight")
     for finding in findings:
-        if finding.level == "error" and not (proof and finding.check == "margin"):
+        # What was looked at and is never negative may be proved; what could not be looked at may not.
+        if finding.level == "error" and not (proof and finding.check == "margin" and first is not None):
             raise PreflightError(f"[{problem.name}: {finding.check}] {finding.message}")
     if slope and (fault := _slope(problem)):
         raise PreflightError(

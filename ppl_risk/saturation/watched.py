@@ -74,6 +74,8 @@ class Watch(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "").strip("_")
         place = _place(name, args, kwargs)
+        if place is not None and args[place].is_inference():
+            place = None  # nothing counts what is written to it
         version = args[place]._version if place is not None else 0
         made = func(*args, **kwargs)
         if place is not None and isinstance(made, Tensor) and made is not args[place]:
