@@ -15,7 +15,7 @@ STUDIES = (
     "linear_gaussian", "consistency_checks", "excluded_catastrophe", "digits", "particles", "selection_curve",
     "selection_depth", "selection_cost", "joint_law", "rare_events", "moves", "propagation", "propagated_means", "closures",
     "common_cause", "feature_laws", "formal_bounds", "robust_means", "global_mitigation", "local_mitigation", "mitigated_risk",
-    "control_strategies", "backdoor_directions", "operators", "degenerate_margins", "kills",
+    "control_strategies", "backdoor_directions", "operators", "degenerate_margins", "kills", "quantiles",
 )  # fmt: skip
 
 

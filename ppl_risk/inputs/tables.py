@@ -24,7 +24,7 @@ COARSE, FINE = 4, 512
 #: Largest error of g by the type of u, absolute where |g| < 1 and relative beyond.
 TOLERANCE = {torch.float64: 2e-11, torch.float32: 1e-9}
 #: Inverses that may be spent on one batch of laws (some seconds).
-LARGEST = 2**21
+LARGEST = 2**22
 
 
 class Family(NamedTuple):
