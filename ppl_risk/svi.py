@@ -23,7 +23,7 @@ from ppl_risk.arguments import checked
 from ppl_risk.errors import RiskError
 from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.guides.ascent import SETTLING, Ascent
-from ppl_risk.importance.places import again, disagreement, evidence_of, missed, places_of
+from ppl_risk.importance.places import again, disagreement, evidence_of, excess, places_of
 from ppl_risk.importance.proposal import component_means
 from ppl_risk.importance.sampling import ImportanceResult, carried, importance_sample, resample, verdict
 from ppl_risk.parallel import digest, fits, folder_of, run_chain, tried_twice, units_folder
@@ -131,10 +131,10 @@ def fit_svi(
             # Weights cannot know of a place that no draw of the guide came to.
             with seeded(look_seed, problem.device):
                 places = places_of(work, component_means(fit.guide.input_law()), result.log_prob)
-                if missed(places, result.log_prob, sigmas=0.0) > LEFT_OUT:
+                if excess(places, result.log_prob, 0.0, 0.0) > LEFT_OUT:
                     places = again(work, places, MORE)
             elsewhere = evidence_of(places)
-            if missed(places, result.log_prob, result.std_error, SIGMAS) > LEFT_OUT:
+            if excess(places, result.log_prob, result.std_error, SIGMAS) > LEFT_OUT:
                 status, remedy = Status.ROUTES_DISAGREE, (
                     f"{disagreement(places, result.log_prob, 'guide')} Use ppl_risk.estimate, or a family with input=Mixture()."
                 )

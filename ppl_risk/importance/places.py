@@ -160,13 +160,20 @@ def _drawn(problem: RiskProblem, points: Tensor, draws: int = DRAWS) -> Places:
     return Places(points, log_p, error, int(hit.sum()), effective)
 
 
-def missed(places: Places, log_prob: float, std_error: float = 0.0, sigmas: float = 2.0) -> float:
-    """Decades by which the draws around all places stand above a number, less so many standard errors of the two."""
+def missed(places: Places, log_prob: float) -> float:
+    """Decades by which the draws around all places stand above a number, less twice their error."""
     if not math.isfinite(places.log_prob) or places.effective < 5:
         return -math.inf
-    # The relative error within the logarithm, so that one heavy draw cannot speak alone.
-    sure = places.log_prob + math.log(max(1 - sigmas * math.hypot(places.error, std_error), 1e-3))
+    # Twice the relative error, within the logarithm, so that one heavy draw cannot speak alone.
+    sure = places.log_prob + math.log(max(1 - 2 * places.error, 1e-3))
     return (sure - log_prob) / LOG10
+
+
+def excess(places: Places, log_prob: float, std_error: float, sigmas: float) -> float:
+    """Decades by which the draws around all places stand above a number with an error of its own, less so many of both."""
+    if not math.isfinite(places.log_prob) or places.effective < 5:
+        return -math.inf
+    return (places.log_prob - log_prob - sigmas * math.hypot(places.error, std_error)) / LOG10
 
 
 def evidence_of(places: Places) -> dict[str, float]:
