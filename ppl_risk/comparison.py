@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import scipy.stats
+
 from ppl_risk.arguments import checked
 from ppl_risk.errors import ArgumentError, RiskError
 from ppl_risk.identity import same_problem
@@ -43,12 +45,12 @@ class Comparison:
         return [
             (a, b)
             for (a, left), (b, right) in combinations(self.believable.items(), 2)
-            if abs(left.log_prob - right.log_prob) > AGREEMENT * math.hypot(left.std_error, right.std_error)
+            if abs(left.log_prob - right.log_prob) > AGREEMENT * math.hypot(_spread(left), _spread(right))
         ] + [
             (a, b)
             for a, left in self.believable.items()
             for b, right in bounds.items()
-            if left.log_prob - AGREEMENT * left.std_error > right.log_prob
+            if left.log_prob - AGREEMENT * _spread(left) > right.log_prob
         ]
 
     @property
@@ -204,8 +206,16 @@ def _of_one_problem(estimates: Mapping[str, RiskEstimate]) -> None:
         raise RiskError(f"These are estimates of different problems: {', '.join(sorted(names))}.")
 
 
+def _spread(estimate: RiskEstimate) -> float:
+    """The standard error; over few runs that of a normal law which is as wide, `AGREEMENT` errors out, as Student's."""
+    if estimate.dof is None:
+        return estimate.std_error
+    return estimate.std_error * float(scipy.stats.t.isf(scipy.stats.norm.sf(AGREEMENT), estimate.dof)) / AGREEMENT
+
+
 def _error(estimate: RiskEstimate) -> float:
-    return math.inf if math.isnan(estimate.std_error) else estimate.std_error
+    spread = _spread(estimate)
+    return math.inf if math.isnan(spread) else spread
 
 
 def _row(estimate: RiskEstimate) -> dict[str, str]:

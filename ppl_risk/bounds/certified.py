@@ -27,6 +27,7 @@ from ppl_risk.bounds.lowering import program_of
 from ppl_risk.bounds.program import Program
 from ppl_risk.bounds.proven import log_box_tail, log_chi_tail, log_proven
 from ppl_risk.bounds.relaxation import LARGEST, margin_bounds
+from ppl_risk.bounds.rounding import require_wide, rounding_of
 from ppl_risk.bounds.search import GRID, Clock, Search, rounds
 from ppl_risk.errors import RiskError
 from ppl_risk.preflight import require_sound
@@ -41,8 +42,6 @@ SAYS_NOTHING = 0.5
 SHARE_OF_SPREAD = 0.01
 #: Radii in a row without proof, after which no larger one is tried on networks so large that each takes seconds.
 IDLE = 2
-#: Roundings of the network's own type that a margin must stay below 0 by, in units of the terms it is a sum of.
-ROUNDINGS = 4
 #: What a quantile function may be off by: of u, and of Phi(u) at either end, which float64 holds to 1.1e-16 beside 1.
 QUANTILE, PHI = 1e-6, 2.3e-16
 
@@ -91,13 +90,14 @@ def certify(
     if max_seconds is not None and not max_seconds > 0:
         raise RiskError(f"max_seconds must be greater than 0 or None, got {max_seconds}.")
     require_sound(problem, proof=True)
+    require_wide(problem)
     clock = Clock(started, max_seconds)
     sure: float | None = None
     search, around, flops, gaussian = Search(), dict[str, float](), 0.0, False
     with problem.metered() as meter:
         try:
             tape = trace(problem)
-            rounding = _rounding(problem, tape)
+            rounding = rounding_of(problem, tape)
             sure = _certain(problem, tape)
             affine = affine_of(problem.inputs, problem.device) if sure is None else None
             gaussian = affine is not None
@@ -127,26 +127,6 @@ def certify(
         problem=problem.name, evidence=around,
         settings={"radii": None if radii is None else list(radii), "inputs": inputs, "epsilon": epsilon},
     )  # fmt: skip
-
-
-def _rounding(problem: RiskProblem, tape: Tape) -> float:
-    """What a margin may be off by, in units of its terms, in the narrowest type the network computes in.
-
-    Rounding of float32 and float64 is far below what a margin varies by, unless a sigmoid has run out of digits; that of half and
-    bfloat16 is not.
-    """
-    widest = torch.finfo(torch.float64).eps
-    for step in tape.steps:
-        kind = step.dtype
-        if kind is None or not kind.is_floating_point:
-            continue
-        widest = max(widest, torch.finfo(kind).eps)
-        if widest > torch.finfo(torch.float32).eps:
-            raise RiskError(
-                f"{problem.name}: the network computes in {kind} (step {step.name!r}), whose rounding is part of what it does and "
-                "is not bounded. Bound its float32 version, network.float(), which is another function; or use run_smc or estimate."
-            )
-    return ROUNDINGS * widest
 
 
 def _certain(problem: RiskProblem, tape: Tape) -> float | None:

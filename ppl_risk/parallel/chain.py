@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 
 from ppl_risk.errors import UnitFailedError, is_final
+from ppl_risk.memory import is_out_of_memory
 from ppl_risk.parallel.journal import Journal, Sound, folder_of
 from ppl_risk.parallel.loop import first_line, undone_if_it_fails
 from ppl_risk.parallel.plan import plan_units
@@ -133,7 +134,7 @@ def tried_twice(
             with undone_if_it_fails([problem]):
                 return work()
         except Exception as error:
-            if is_final(error):
+            if is_final(error) or (last and is_out_of_memory(error)):
                 raise
             if last:
                 where = f"What was done before is kept in {kept}" if kept else "folder= keeps what was done before"

@@ -108,7 +108,7 @@ def test_a_run_that_cannot_reach_the_event_is_finished_and_has_no_number():
 
 def test_one_run_alone_gives_no_error_and_so_no_number():
     found = {"seen": torch.zeros(1, 2), "hit": torch.ones(1, dtype=torch.bool), "final": torch.zeros(1, 2)}
-    results = [found | {"trail": torch.zeros(1, 2), "log_prob": p} for p in (-5.0, math.nan, math.nan)]
+    results = [found | {"trail": torch.zeros(1, 2), "values": torch.zeros(1), "log_prob": p} for p in (-5.0, math.nan, math.nan)]
     climbs = gather(results, torch.device("cpu"))
     assert math.isnan(climbs.log_prob)
     assert climbs.finished == 1
