@@ -10,6 +10,7 @@ from pathlib import Path
 
 import h5py
 import xarray as xr
+from h5py import h5o
 
 from ppl_risk.errors import RiskError
 from ppl_risk.files import write_whole
@@ -87,5 +88,5 @@ def _size(data: h5py.Dataset, path: Path) -> int:
 
 
 def _address(thing: h5py.Group) -> tuple[int, int]:
-    info = h5py.h5o.get_info(thing.id)
+    info = h5o.get_info(thing.id)
     return int(info.fileno), int(info.addr)

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ppl_risk.activations import ActivationModel
 from ppl_risk.arguments import checked
-from ppl_risk.errors import RiskError
+from ppl_risk.errors import PreflightError, RiskError, undefined_margins
 from ppl_risk.guides import Family, Guide, LowRank, Network, require_family
 from ppl_risk.guides.ascent import SETTLING, Ascent
 from ppl_risk.importance.places import again, disagreement, evidence_of, excess, places_of

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 def mlp(d: int = 4) -> nn.Sequential:
@@ -136,4 +137,4 @@ class Checkpointed(nn.Module):
         self.net = mlp()
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.utils.checkpoint.checkpoint(self.net, x, use_reentrant=False)  # pyright: ignore[reportReturnType]
+        return checkpoint(self.net, x, use_reentrant=False)  # pyright: ignore[reportReturnType]

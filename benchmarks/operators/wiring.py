@@ -94,7 +94,7 @@ def _numpy(x: Tensor) -> Tensor:
 
 def _hooked() -> nn.Module:
     net = mlp()
-    net[0].register_forward_hook(lambda _m, _a, y: 1.5 * y)
+    net[0].register_forward_hook(lambda _m, _a, y: torch.mul(y, 1.5))  # pyright: ignore[reportArgumentType]
     return net
 
 

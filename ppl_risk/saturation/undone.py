@@ -77,7 +77,7 @@ class Unsaturated(RiskProblem):
         return chain.sign * (Chain(calls, rises=chain.rises).before().reshape(margin.shape) - chain.bound)
 
 
-def unsaturated(problem: RiskProblem) -> RiskProblem | None:
+def unsaturated(problem: RiskProblem) -> Unsaturated | None:
     """The problem with the same catastrophe whose margin is that before its last functions; None where there is nothing to undo.
 
     The new margin is sign (w - c), w being what the margin is a monotone function of. Its sign is compared with that of the
