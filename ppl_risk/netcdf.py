@@ -10,7 +10,7 @@ from pathlib import Path
 
 import h5py
 import xarray as xr
-from h5py import h5o
+from h5py import h5o  # pyright: ignore[reportAttributeAccessIssue]
 
 from ppl_risk.errors import RiskError
 from ppl_risk.files import write_whole
